@@ -1,0 +1,1 @@
+"""What it means: a trace to tables and figures."""

@@ -1,0 +1,1 @@
+"""What must be done: pure functions from a scenario to step graphs. No time."""

@@ -1,0 +1,1 @@
+"""Who goes next: requests, arrivals, batches, KV blocks, shards. Policies, no time."""

@@ -1,0 +1,70 @@
+"""The deployment: how the model is cut over the GPUs, and by which algorithms they exchange."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from clustersim.spec.quantities import Count, Fraction, Value
+
+
+class Experts(Value):
+    """Which rank holds which expert copy, and how its queue is served.
+
+    policy       contiguous: expert e on EP rank e * EP // E, once; round_robin: on e % EP, once;
+                 replicated: `per_gpu` slots on every EP rank, filled with experts 0, 1, … over and
+                 over; explicit: `slots`
+    per_gpu      slots per EP rank, for `replicated`; 0 otherwise
+    slots        for `explicit`: the expert ids that each EP rank holds, one list per EP rank
+    copy_choice  which copy serves a token: round_robin over all, or local_first (same rank, else
+                 same server, else all)
+    service      grouped: one grouped product over what is served; by_expert: one product per expert
+    start        all_arrived: when every sender's tokens are there; expert_complete: as soon as all
+                 tokens of one expert are
+    """
+
+    policy: Literal["contiguous", "round_robin", "replicated", "explicit"] = "contiguous"
+    per_gpu: Annotated[int, Field(ge=0)] = 0
+    slots: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] = ()
+    copy_choice: Literal["round_robin", "local_first"] = "round_robin"
+    service: Literal["grouped", "by_expert"] = "grouped"
+    start: Literal["all_arrived", "expert_complete"] = "all_arrived"
+
+    @field_validator("slots", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        return tuple(tuple(row) if isinstance(row, list) else row for row in value)
+
+
+class Algorithms(Value):
+    """Which pattern each collective follows; the tables stand in `plan/collectives.py`."""
+
+    all_reduce: str = "ring"
+    all_gather: str = "ring"
+    reduce_scatter: str = "ring"
+    all_to_all: str = "pairwise"
+
+
+class Deployment(Value):
+    """One replica of the model over all GPUs of the topology.
+
+    tensor_parallel         TP of the attention, ranks next to each other
+    pipeline_parallel       PP stages
+    data_parallel           DP of the attention: shards of the replica
+    expert_parallel         EP: ranks over which a layer's experts are spread
+    expert_tensor_parallel  ETP: ranks that share one expert's columns and rows
+                            PP * TP * DP = GPUs and TP * DP = EP * ETP
+    memory_fraction         share of HBM that weights, KV blocks and activations may fill
+    """
+
+    tensor_parallel: Count = 1
+    pipeline_parallel: Count = 1
+    data_parallel: Count = 1
+    expert_parallel: Count = 1
+    expert_tensor_parallel: Count = 1
+    memory_fraction: Fraction = 0.9
+    experts: Experts = Experts()
+    algorithms: Algorithms = Algorithms()

@@ -1,0 +1,181 @@
+"""The machine: GPUs, servers and how they are joined."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from clustersim.spec.quantities import Bandwidth, Count, FlopRate, Size, Time, Value
+
+
+class Tile(Value):
+    """One output tile of a matrix product: rows x columns that an SM works on at a time."""
+
+    rows: Count
+    columns: Count
+
+
+class Gpu(Value):
+    """One accelerator as its data sheet describes it.
+
+    flop_rate         dense FLOP/s by number format, e.g. {bf16 = "989 TFLOP/s"}
+    memory            HBM, bytes
+    memory_bandwidth  HBM, bytes/s
+    sms               streaming multiprocessors (compute units)
+    tiles             output tiles the matrix library may choose from
+    launch_latency    the least time any operator takes, s
+    source            where the numbers come from; an entry without one does not load
+    """
+
+    name: str
+    flop_rate: dict[str, FlopRate]
+    memory: Size
+    memory_bandwidth: Bandwidth
+    sms: Count
+    tiles: tuple[Tile, ...] = Field(min_length=1)
+    launch_latency: Time
+    source: str = Field(min_length=1)
+
+    @field_validator("tiles", mode="before")
+    @classmethod
+    def _pairs_are_tiles(cls, value: object) -> object:
+        """TOML has no tuples, and `[128, 256]` reads better than a table."""
+        if not isinstance(value, (list, tuple)):
+            return value
+        return tuple(
+            {"rows": pair[0], "columns": pair[1]} if isinstance(pair, list) and len(pair) == 2 else pair
+            for pair in value
+        )
+
+
+class Server(Value):
+    """The box with GPUs, NVSwitches and NICs. Bandwidths are one way.
+
+    gpus              GPUs in the box, all joined by NVSwitch
+    nvlink_bandwidth  of one GPU to the switches, bytes/s
+    nvlink_latency    GPU to GPU through the switch, s
+    nics              network cards; GPU g uses card g * nics // gpus
+    nic_bandwidth     of one card, bytes/s
+    nic_latency       GPU to GPU of another server through one leaf switch, s
+    pcie_bandwidth    between a GPU and its card, bytes/s
+    """
+
+    name: str
+    gpu: Gpu
+    gpus: Count
+    nvlink_bandwidth: Bandwidth
+    nvlink_latency: Time
+    nics: Count
+    nic_bandwidth: Bandwidth
+    nic_latency: Time
+    pcie_bandwidth: Bandwidth
+    source: str = Field(min_length=1)
+
+
+class SingleServer(Value):
+    """One server: NVLink only."""
+
+    family: Literal["single_server"]
+    server: Server
+
+
+class RailFatTree(Value):
+    """Rail-optimised leaf–spine: card i of every server of a pod hangs on leaf i of that pod.
+
+    A flow to another card position first crosses NVLink to the GPU that sits on the right rail
+    (what NCCL calls PXN), so that within a pod no flow needs a spine.
+
+    servers          in all
+    servers_per_pod  servers that share a set of leaves; must divide `servers`; 0 means all
+    spines           per rail, joined to that rail's leaf of every pod; 0 with a single pod
+    uplink_bandwidth of one leaf to one spine, bytes/s
+    uplink_latency   leaf to leaf through a spine, s
+    """
+
+    family: Literal["rail_fat_tree"]
+    server: Server
+    servers: Count
+    servers_per_pod: Annotated[int, Field(ge=0)] = 0
+    spines: Annotated[int, Field(ge=0)] = 0
+    uplink_bandwidth: Bandwidth = 5e10
+    uplink_latency: Time = 2.315e-6
+
+
+class FatTree(Value):
+    """Leaf–spine without rails: all cards of a server hang on the same leaf; ECMP over the spines.
+
+    servers           in all; `servers_per_leaf` must divide it
+    spines            every leaf is joined to every spine
+    uplink_bandwidth  of one leaf to one spine, bytes/s
+    uplink_latency    leaf to leaf through a spine, s
+    """
+
+    family: Literal["fat_tree"]
+    server: Server
+    servers: Count
+    servers_per_leaf: Count
+    spines: Count
+    uplink_bandwidth: Bandwidth
+    uplink_latency: Time = 2.315e-6
+
+
+class Nvl72(Value):
+    """NVLink racks of `trays` servers behind one switch plane, joined by rails.
+
+    racks   in all
+    trays   servers per rack; all their GPUs share one NVLink domain
+    server  one tray
+    """
+
+    family: Literal["nvl72"]
+    server: Server
+    racks: Count = 1
+    trays: Count = 18
+    spines: Annotated[int, Field(ge=0)] = 0
+    uplink_bandwidth: Bandwidth = 5e10
+    uplink_latency: Time = 2.315e-6
+
+
+VertexKind = Literal["gpu", "nvswitch", "nic", "leaf", "spine"]
+
+
+class Vertex(Value):
+    """One named part of a vertex-by-vertex topology; `server` groups GPUs of one box."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:/-]+$")
+    kind: VertexKind
+    server: Annotated[int, Field(ge=0)] = 0
+
+
+class Cable(Value):
+    """Joins two vertices; both directions unless `one_way`."""
+
+    ends: tuple[str, str]
+    bandwidth: Bandwidth
+    latency: Time
+    one_way: bool = False
+
+    @field_validator("ends", mode="before")
+    @classmethod
+    def _list_is_pair(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class VertexByVertex(Value):
+    """A topology given vertex by vertex; all GPUs are of one kind."""
+
+    family: Literal["explicit"]
+    gpu: Gpu
+    vertices: tuple[Vertex, ...] = Field(min_length=1, max_length=200_000)
+    cables: tuple[Cable, ...] = Field(max_length=1_000_000)
+
+    @field_validator("vertices", "cables", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+TopologySpec = Annotated[
+    SingleServer | RailFatTree | FatTree | Nvl72 | VertexByVertex, Field(discriminator="family")
+]

@@ -1,0 +1,104 @@
+"""The workload: batches, their lengths, the gating skew, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from clustersim.spec.quantities import Count, Size, Time, Value, Whole
+
+
+class Workload(Value):
+    """Batches of sequences that one replica works through.
+
+    phase          prefill: read every prompt once; decode: `decode_steps` steps at a context of
+                   `prompt_tokens` that is already in the KV cache; both: one after the other
+    sequences      per batch, dealt to the shards in turn
+    prompt_tokens  per sequence
+    decode_steps   output tokens per sequence
+    microbatches   parts of a batch that follow each other through the pipeline; sequences are
+                   dealt out, or, where prefill has more microbatches than a shard has sequences,
+                   prompts are cut into chunks
+    batches        how many batches arrive
+    arrivals       together: all at time zero; uniform: one every `interval`; poisson: gaps of mean
+                   `interval`
+    router         request → shard: round_robin or least_loaded
+    kv_block_tokens tokens per KV block
+    """
+
+    phase: Literal["prefill", "decode", "both"]
+    sequences: Count
+    prompt_tokens: Count
+    decode_steps: Whole = 0
+    microbatches: Count = 1
+    batches: Count = 1
+    arrivals: Literal["together", "uniform", "poisson"] = "together"
+    interval: Time = 0.0
+    router: Literal["round_robin", "least_loaded"] = "round_robin"
+    kv_block_tokens: Count = 16
+
+
+class Gating(Value):
+    """How popular the experts are.
+
+    skew      even: every expert gets the same; zipf: popularity of rank r is r ** -exponent
+    exponent  of zipf
+    shuffle   popularity ranks are shuffled per layer; otherwise expert 0 is the hottest everywhere
+    """
+
+    skew: Literal["even", "zipf"] = "even"
+    exponent: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    shuffle: bool = True
+
+
+class Network(Value):
+    """How finely links are simulated.
+
+    fidelity  port_bound: closed form, nobody shares; fluid: max-min fair; chunked: FIFO chunks
+    chunk     bytes per chunk of `chunked`
+    """
+
+    fidelity: Literal["port_bound", "fluid", "chunked"] = "fluid"
+    chunk: Size = 262144.0
+
+
+class Fault(Value):
+    """Something slow, from `start` to `end`.
+
+    kind    slow_gpu: operators take `factor` times as long; slow_link: bandwidth is divided by
+            `factor`; flapping_link: slow_link for the first half of every `period`
+    gpu     rank for slow_gpu
+    link    "source->target" by vertex names, for links
+    """
+
+    kind: Literal["slow_gpu", "slow_link", "flapping_link"]
+    gpu: Annotated[int, Field(ge=0)] | None = None
+    link: str | None = None
+    factor: Annotated[float, Field(ge=1.0, le=1e6)]
+    start: Time = 0.0
+    end: Time = 1e9
+    period: Time = 1.0
+
+
+class TraceLevel(Value):
+    """How much is written down.
+
+    level  sums: totals only; spans: every operator of every rank; flows: spans and every flow
+    """
+
+    level: Literal["sums", "spans", "flows"] = "spans"
+
+
+class Claimed(Value):
+    """What a document says it measured: printed beside the result, never used in it.
+
+    against  name of a scenario whose newest result is set beside this one as a ratio
+    """
+
+    source: str = Field(min_length=1)
+    total_tokens_per_second: Annotated[float, Field(gt=0)] | None = None
+    tpot: Time | None = None
+    against: str | None = None
+
+

@@ -1,0 +1,1 @@
+"""Questions: run, preview, examples."""

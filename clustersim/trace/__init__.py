@@ -1,0 +1,1 @@
+"""What happened: tables of columns, in memory and on disk."""

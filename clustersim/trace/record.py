@@ -1,0 +1,220 @@
+"""The third paper: what happened, as tables of columns that the engine appends to.
+
+Every table and column is described here, next to its definition; documentation is printed from here.
+Times are seconds of simulated time, sizes bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Columns = dict[str, "np.ndarray | Text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A column of repeated words: `words[codes[i]]` stands in row i.
+
+    codes  int32[rows]
+    words  the distinct words, in a fixed order
+    """
+
+    codes: np.ndarray
+    words: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def rows(self) -> np.ndarray:
+        """The words row by row, object[rows]."""
+        return np.array(self.words, dtype=object)[self.codes]
+
+
+#: table → column → (dtype, what it is). dtype "text" is a column of repeated words.
+TABLES: dict[str, dict[str, tuple[str, str]]] = {
+    "requests": {
+        "request": ("int32", "request number, in order of arrival"),
+        "batch": ("int32", "batch the request arrived in"),
+        "shard": ("int32", "shard of the replica that holds its KV blocks"),
+        "arrival": ("float64", "when it arrived, s"),
+        "started": ("float64", "when its first step started, s"),
+        "first_token": ("float64", "when its first output token was there, s; NaN if none was made"),
+        "finish": ("float64", "when its last step ended, s"),
+        "input_tokens": ("int32", "prompt tokens read in this run"),
+        "output_tokens": ("int32", "tokens made in this run"),
+    },
+    "steps": {
+        "step": ("int32", "step number, in order of start"),
+        "batch": ("int32", "batch it belongs to"),
+        "index": ("int32", "how many steps of the batch came before"),
+        "phase": ("text", "prefill or decode"),
+        "start": ("float64", "when its first micro-batch started at stage 0, s"),
+        "end": ("float64", "when its last micro-batch left the last stage, s"),
+        "input_tokens": ("int64", "prompt tokens read"),
+        "output_tokens": ("int64", "tokens made"),
+        "flop": ("float64", "useful FLOP over all ranks"),
+        "bound_compute": ("float64", "no step can be faster: FLOP of the busiest rank at peak rate, s"),
+        "bound_memory": ("float64", "no step can be faster: HBM bytes of the busiest rank, s"),
+        "bound_network": ("float64", "no step can be faster: bytes over the busiest link, s"),
+    },
+    "token_batches": {
+        "token_batch": ("int32", "number of this pass of a micro-batch through all stages"),
+        "step": ("int32", "step it is part of"),
+        "microbatch": ("int32", "micro-batch of the batch"),
+        "start": ("float64", "when it was handed to stage 0, s"),
+        "end": ("float64", "when it left the last stage, s"),
+        "tokens": ("int64", "tokens in it, over all shards"),
+    },
+    "spans": {
+        "span": ("int64", "span number"),
+        "token_batch": ("int32", "token batch it served"),
+        "rank": ("int32", "rank it ran on"),
+        "stage": ("int32", "pipeline stage of the rank"),
+        "stream": ("text", "in-order queue of the GPU it ran on"),
+        "operator": ("text", "which operator"),
+        "kind": ("text", "compute or exchange"),
+        "layer": ("int32", "layer, -1 outside the layers"),
+        "start": ("float64", "when the rank was ready for it, s"),
+        "met": ("float64", "when all it had to meet were there (compute: the start), s"),
+        "end": ("float64", "when it was done, s"),
+        "after": ("int64", "span whose end released it; -1 for none"),
+    },
+    "sums": {
+        "rank": ("int32", "rank"),
+        "stream": ("text", "in-order queue of the GPU"),
+        "operator": ("text", "which operator"),
+        "phase": ("text", "prefill or decode"),
+        "kind": ("text", "compute or exchange"),
+        "count": ("int64", "spans"),
+        "busy": ("float64", "time computing or exchanging, s"),
+        "wait": ("float64", "time waiting for others before it could begin, s"),
+        "waited_for": ("int32", "rank most waited for, -1 for none"),
+    },
+    "flows": {
+        "token_batch": ("int32", "token batch it served"),
+        "operator": ("text", "exchange it was part of"),
+        "layer": ("int32", "layer, -1 outside the layers"),
+        "source": ("int32", "sending rank"),
+        "target": ("int32", "receiving rank"),
+        "bytes": ("float64", "bytes sent"),
+        "start": ("float64", "when it was handed to the network, s"),
+        "end": ("float64", "when its last byte arrived, s"),
+    },
+    "links": {
+        "link": ("int32", "link number"),
+        "source": ("text", "vertex it leaves"),
+        "target": ("text", "vertex it enters"),
+        "tier": ("text", "kinds of the two vertices, e.g. gpu-nvswitch"),
+        "bandwidth": ("float64", "nominal capacity, bytes/s"),
+        "latency": ("float64", "s"),
+        "bytes": ("float64", "bytes carried"),
+        "offered": ("float64", "capacity over the whole run, faults counted, bytes"),
+    },
+    "experts": {
+        "token_batch": ("int32", "token batch it served"),
+        "layer": ("int32", "layer"),
+        "rank": ("int32", "rank that holds the copy"),
+        "slot": ("int32", "slot of the rank"),
+        "expert": ("int32", "logical expert"),
+        "tokens": ("int64", "tokens that came for this copy"),
+        "first_arrival": ("float64", "when the first of them stood in the queue, s; NaN if none came"),
+        "last_arrival": ("float64", "when the last of them stood in the queue, s; NaN if none came"),
+        "served": ("float64", "when the rank began to serve the queue, s"),
+        "done": ("float64", "when it had served it, s"),
+        "length": ("int64", "tokens in the queue when service began"),
+        "wait": ("float64", "time in the queue summed over its tokens, token-seconds"),
+    },
+    "memory": {
+        "rank": ("int32", "rank"),
+        "part": ("text", "weights, kv, activations or exchange buffers"),
+        "bytes": ("float64", "HBM it takes at most"),
+    },
+    "ranks": {
+        "rank": ("int32", "rank"),
+        "gpu": ("text", "vertex of the topology"),
+        "server": ("int32", "server it sits in"),
+        "stage": ("int32", "pipeline stage"),
+        "shard": ("int32", "shard of the attention"),
+        "flop_rate": ("float64", "peak FLOP/s in the model's number format"),
+        "memory_bandwidth": ("float64", "HBM bytes/s"),
+        "memory": ("float64", "HBM bytes"),
+        "flop": ("float64", "useful FLOP it did in this run"),
+    },
+    "faults": {
+        "kind": ("text", "slow_gpu, slow_link or flapping_link"),
+        "place": ("text", "rank or link"),
+        "start": ("float64", "s"),
+        "end": ("float64", "s"),
+        "factor": ("float64", "how many times slower"),
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """All tables of one run, and the facts that belong to no row.
+
+    tables  table → column → array of equal length; columns as in TABLES
+    facts   JSON values: name, scenario_hash, seed, simulated_seconds, operators, events, prices,
+            scenario (its resolved TOML text), claimed
+    """
+
+    tables: Mapping[str, Columns]
+    facts: Mapping[str, Any]
+
+
+class Recorder:
+    """Takes blocks of rows and keeps them as columns; the engine's only way out."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
+        self._words: dict[tuple[str, str], dict[str, int]] = {}
+
+    def code(self, table: str, column: str, word: str) -> int:
+        """The code of a word in a text column; new words get the next code."""
+        words = self._words.setdefault((table, column), {})
+        return words.setdefault(word, len(words))
+
+    def rows(self, table: str, **columns: Any) -> None:
+        """Appends a block of rows.
+
+        columns  every column of the table: an array, or a scalar that holds for the whole block;
+                 text columns as words or as codes from `code`
+        """
+        expected = TABLES[table]
+        assert columns.keys() == expected.keys(), (table, columns.keys() ^ expected.keys())
+        length = max((len(v) for v in columns.values() if np.ndim(v)), default=1)
+        block = {}
+        for name, value in columns.items():
+            dtype = expected[name][0]
+            if dtype == "text":
+                value = self._encoded(table, name, value)
+                dtype = "int32"
+            array = np.asarray(value, dtype=dtype)
+            block[name] = np.broadcast_to(array, (length,)) if array.ndim == 0 else array
+        self._blocks[table].append(block)
+
+    def _encoded(self, table: str, column: str, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.code(table, column, value)
+        if np.ndim(value) and len(value) and isinstance(value[0], str):
+            return [self.code(table, column, word) for word in value]
+        return value
+
+    def finish(self, facts: Mapping[str, Any]) -> Trace:
+        """The trace so far; blocks are joined in the order in which they came."""
+        return Trace({table: self._joined(table) for table in TABLES}, facts)
+
+    def _joined(self, table: str) -> Columns:
+        joined: Columns = {}
+        for column, (dtype, _) in TABLES[table].items():
+            kind = "int32" if dtype == "text" else dtype
+            parts = [block[column] for block in self._blocks[table]]
+            array = np.concatenate(parts) if parts else np.empty(0, dtype=kind)
+            words = tuple(self._words.get((table, column), {}))
+            joined[column] = Text(array, words) if dtype == "text" else array
+        return joined
