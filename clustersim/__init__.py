@@ -1,0 +1,1 @@
+"""clustersim: discrete-event simulator of GPU clusters for Mixture-of-Experts models."""

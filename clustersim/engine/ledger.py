@@ -1,0 +1,327 @@
+"""Finished token batches → rows of the trace. Facts only: who, what, when, after what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clustersim.engine.fabric import Meeting
+from clustersim.engine.tokenbatch import Program, TokenBatch
+from clustersim.plan.layout import Layout
+from clustersim.plan.stepgraph import Operator
+from clustersim.trace.record import Recorder
+
+#: Rows of waits kept before equal (rank, operator, waited-for) are added up.
+_WAITS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Times:
+    """One stage of a token batch; N ranks, P operators.
+
+    start, met, end  float64[N, P] s
+    after            int64[N, P] span that released each
+    """
+
+    start: np.ndarray
+    met: np.ndarray
+    end: np.ndarray
+    after: np.ndarray
+
+
+class Ledger:
+    """Writes token batches in the order in which they end, and keeps sums over all of them."""
+
+    def __init__(self, layout: Layout, recorder: Recorder, level: str) -> None:
+        ranks = len(layout.topology.gpus)
+        self.operators = 0
+        self.flop = np.zeros(ranks)
+        self._layout = layout
+        self._recorder = recorder
+        self._level = level
+        self._spans = 0
+        self._last = {s: (np.full(ranks, -1), np.full(ranks, -np.inf)) for s in ("compute", "transfer")}
+        self._sums: dict[tuple[str, str, str, str], np.ndarray] = {}
+        self._waits: dict[tuple[str, str, str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def write(self, batch: TokenBatch) -> int:
+        """Rows of a finished token batch.
+
+        Returns  the span that ended last in the last stage: it releases what comes after the batch
+        """
+        released = -1
+        sent_from = np.empty(0, dtype=np.int64)
+        for stage, program in enumerate(batch.programs):
+            ranks = batch.graph.ranks[stage]
+            base = self._spans
+            times = self._times(batch, stage, program, base, sent_from)
+            self._spans += times.end.size
+            self._keep(batch, stage, program, times, base)
+            self._remember("compute", ranks, base + np.arange(1, len(ranks) + 1) * len(program.compute) - 1, times)
+            if program.transfer is not None:
+                sent_from = self._transfers(batch, stage, program.transfer)
+            released = int(base + (np.argmax(times.end[:, -1]) + 1) * len(program.compute) - 1)
+        for op in batch.graph.operators:
+            self.flop[batch.graph.ranks[op.stage]] += op.flop
+        self._flows(batch)
+        return released
+
+    def _times(
+        self, batch: TokenBatch, stage: int, program: Program, base: int, sent_from: np.ndarray
+    ) -> Times:
+        ranks = batch.graph.ranks[stage]
+        count = len(program.compute)
+        end = np.array(batch.ends[stage]).reshape(len(ranks), count)
+        start = np.empty_like(end)
+        start[:, 0] = batch.firsts[stage]
+        start[:, 1:] = end[:, :-1]
+        after = base + np.arange(end.size).reshape(end.shape) - 1
+        after[:, 0] = self._released_first(batch, stage, ranks, sent_from)
+        met = start.copy()
+        for (at_stage, rank, p), (free, began) in batch.begun.items():
+            if at_stage == stage:
+                start[rank, p], met[rank, p] = free, began
+        for p, index in enumerate(program.indices):
+            if program.compute[p].exchange is not None:
+                self._meet(batch, stage, index, p, base, count, Times(start, met, end, after))
+        return Times(start, met, end, after)
+
+    def _released_first(
+        self, batch: TokenBatch, stage: int, ranks: np.ndarray, sent_from: np.ndarray
+    ) -> np.ndarray:
+        """What released each rank's first operator: its stream's last span, or what came from before."""
+        last, last_end = (column[ranks] for column in self._last["compute"])
+        if stage == 0:
+            return np.where(last_end > batch.start, last, batch.released)
+        came = np.array([times[1] for times in batch.sent[stage - 1]])
+        return np.where(last_end > came, last, sent_from)
+
+    def _meet(
+        self, batch: TokenBatch, stage: int, index: int, p: int, base: int, count: int, times: Times
+    ) -> None:
+        meeting = batch.meetings[index]
+        ranks = batch.graph.ranks[stage]
+        members = np.array([batch.member(index, rank) for rank in range(len(ranks))])
+        began = np.array(meeting.met)
+        last = np.array(meeting.released)[members]
+        # Where each sends when it is ready, a rank's exchange proper begins with its last sender.
+        times.met[:, p] = np.maximum(began[members], began[last])
+        others = np.flatnonzero(times.met[:, p] > times.start[:, p])
+        place = meeting.routed.ranks[last[others]] - ranks[0]
+        times.after[others, p] = base + place * count + p - 1
+
+    def _keep(self, batch: TokenBatch, stage: int, program: Program, times: Times, base: int) -> None:
+        self.operators += times.end.size
+        for p, op in enumerate(program.compute):
+            kind = "compute" if op.exchange is None else "exchange"
+            key = (op.name, batch.phase, kind, "compute")
+            ranks = batch.graph.ranks[stage]
+            waited = times.met[:, p] - times.start[:, p]
+            self._add(key, ranks, times.end[:, p] - times.met[:, p], waited)
+            if op.exchange is not None:
+                self._blame(key, ranks, batch.meetings[program.indices[p]], waited, times.after[:, p], base, program)
+            if op.queue is not None:
+                self._queues(batch, stage, program, p, op, times)
+        if self._level != "sums":
+            self._span_rows(batch, stage, program, times, base)
+
+    def _add(self, key: tuple[str, str, str, str], ranks: np.ndarray, busy: np.ndarray, wait: np.ndarray) -> None:
+        sums = self._sums.setdefault(key, np.zeros((3, len(self.flop))))
+        sums[0, ranks] += 1
+        sums[1, ranks] += busy
+        sums[2, ranks] += wait
+
+    def _blame(
+        self,
+        key: tuple[str, str, str, str],
+        ranks: np.ndarray,
+        meeting: Meeting,
+        waited: np.ndarray,
+        after: np.ndarray,
+        base: int,
+        program: Program,
+    ) -> None:
+        late = np.flatnonzero(waited > 0)
+        if not len(late):
+            return
+        culprit = ranks[(after[late] - base) // len(program.compute)]
+        pair = ranks[late].astype(np.int64) * len(self.flop) + culprit
+        held = self._waits.setdefault(key, [])
+        held.append((pair, waited[late]))
+        if sum(len(p) for p, _ in held) > _WAITS:
+            self._waits[key] = [_added_up(held)]
+
+    def _span_rows(self, batch: TokenBatch, stage: int, program: Program, times: Times, base: int) -> None:
+        ranks, count = len(times.end), len(program.compute)
+        code = self._recorder.code
+        names = [code("spans", "operator", op.name) for op in program.compute]
+        kinds = [
+            code("spans", "kind", "compute" if op.exchange is None else "exchange") for op in program.compute
+        ]
+        self._recorder.rows(
+            "spans",
+            span=base + np.arange(times.end.size),
+            token_batch=batch.number,
+            rank=np.repeat(batch.graph.ranks[stage], count),
+            stage=stage,
+            stream="compute",
+            operator=np.tile(names, ranks),
+            kind=np.tile(kinds, ranks),
+            layer=np.tile([op.layer for op in program.compute], ranks),
+            start=times.start.ravel(),
+            met=times.met.ravel(),
+            end=times.end.ravel(),
+            after=times.after.ravel(),
+        )
+
+    def _remember(self, stream: str, ranks: np.ndarray, spans: np.ndarray, times: Times) -> None:
+        last, last_end = self._last[stream]
+        last[ranks] = spans
+        last_end[ranks] = times.end[:, -1]
+
+    def _transfers(self, batch: TokenBatch, stage: int, index: int) -> np.ndarray:
+        """Rows of the hand-over to the next stage. Returns int64[N] their spans."""
+        op, ranks = batch.graph.operators[index], batch.graph.ranks[stage]
+        start, end = np.array(batch.sent[stage]).T
+        spans = self._spans + np.arange(len(ranks))
+        self._spans += len(ranks)
+        self.operators += len(ranks)
+        computed = self._last["compute"][0][ranks]
+        before, before_end = (column[ranks] for column in self._last["transfer"])
+        after = np.where(before_end >= start, before, computed)
+        times = Times(start[:, None], start[:, None], end[:, None], after[:, None])
+        self._remember("transfer", ranks, spans, times)
+        self._add((op.name, batch.phase, "exchange", "transfer"), ranks, end - start, np.zeros(len(ranks)))
+        if self._level != "sums":
+            self._recorder.rows(
+                "spans",
+                span=spans,
+                token_batch=batch.number,
+                rank=ranks,
+                stage=stage,
+                stream="transfer",
+                operator=op.name,
+                kind="exchange",
+                layer=op.layer,
+                start=start,
+                met=start,
+                end=end,
+                after=after,
+            )
+        return spans
+
+    def _queues(
+        self, batch: TokenBatch, stage: int, program: Program, p: int, op: Operator, times: Times
+    ) -> None:
+        """Rows of the expert queues that a dispatch fills."""
+        queue, exchange = op.queue, op.exchange
+        assert queue is not None and exchange is not None
+        arrived = _arrivals(batch.meetings[program.indices[p]], exchange.groups)
+        groups, members, copies = queue.tokens.shape
+        holder = np.arange(copies) // queue.slots
+        rank = exchange.groups[:, holder]
+        slot = np.tile(np.arange(copies) % queue.slots, (groups, 1))
+        first, last = _service(program, p, queue.slots)
+        place = rank - batch.graph.ranks[stage, 0]
+        served = times.met[place, first[slot]]
+        tokens = queue.tokens
+        there = np.where(tokens > 0, arrived[:, :, holder], np.nan)
+        nobody = ~(tokens > 0).any(axis=1)
+        self._recorder.rows(
+            "experts",
+            token_batch=batch.number,
+            layer=op.layer,
+            rank=rank.ravel(),
+            slot=slot.ravel(),
+            expert=np.tile(queue.copies, groups),
+            tokens=tokens.sum(axis=1).ravel(),
+            first_arrival=np.where(nobody, np.nan, np.fmin.reduce(there, axis=1)).ravel(),
+            last_arrival=np.where(nobody, np.nan, np.fmax.reduce(there, axis=1)).ravel(),
+            served=served.ravel(),
+            done=times.end[place, last[slot]].ravel(),
+            length=np.where(there <= served[:, None, :], tokens, 0).sum(axis=1).ravel(),
+            wait=np.where(tokens > 0, tokens * (served[:, None, :] - there), 0.0).sum(axis=1).ravel(),
+        )
+
+    def _flows(self, batch: TokenBatch) -> None:
+        if self._level != "flows":
+            return
+        for index in sorted(batch.meetings):
+            meeting, op = batch.meetings[index], batch.graph.operators[index]
+            for at, one_round in enumerate(meeting.routed.rounds):
+                self._recorder.rows(
+                    "flows",
+                    token_batch=batch.number,
+                    operator=op.name,
+                    layer=op.layer,
+                    source=meeting.routed.ranks[one_round.source],
+                    target=meeting.routed.ranks[one_round.target],
+                    bytes=one_round.flows.size,
+                    start=meeting.starts[at],
+                    end=meeting.ends[at],
+                )
+
+    def write_sums(self) -> None:
+        """Rows of the sums over all token batches."""
+        for key in sorted(self._sums):
+            name, phase, kind, stream = key
+            count, busy, wait = self._sums[key]
+            ranks = np.flatnonzero(count)
+            self._recorder.rows(
+                "sums",
+                rank=ranks,
+                stream=stream,
+                operator=name,
+                phase=phase,
+                kind=kind,
+                count=count[ranks],
+                busy=busy[ranks],
+                wait=wait[ranks],
+                waited_for=self._most_waited_for(key)[ranks],
+            )
+
+    def _most_waited_for(self, key: tuple[str, str, str, str]) -> np.ndarray:
+        most = np.full(len(self.flop), -1)
+        pair, seconds = _added_up(self._waits.get(key, []))
+        # Ascending, so that the longest wait of each rank is the one that stays.
+        for at in np.argsort(seconds, kind="stable"):
+            rank, culprit = divmod(int(pair[at]), len(most))
+            most[rank] = culprit
+        return most
+
+
+def _added_up(waits: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if not waits:
+        return np.empty(0, dtype=np.int64), np.empty(0)
+    pairs = np.concatenate([p for p, _ in waits])
+    seconds = np.concatenate([s for _, s in waits])
+    distinct, where = np.unique(pairs, return_inverse=True)
+    return distinct, np.bincount(where, weights=seconds)
+
+
+def _service(program: Program, dispatch: int, slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Position of the first and last operator that serves each slot."""
+    first = np.zeros(slots, dtype=np.int64)
+    last = np.zeros(slots, dtype=np.int64)
+    for p in range(dispatch, len(program.compute)):
+        op = program.compute[p]
+        which = slice(None) if op.slot < 0 else op.slot
+        if op.name == "expert_gemm_1":
+            first[which] = p
+        if op.name == "expert_gemm_2":
+            last[which] = p
+        if op.name == "combine":
+            break
+    return first, last
+
+
+def _arrivals(meeting: Meeting, groups: np.ndarray) -> np.ndarray:
+    """When what member i sends to member j stands in j's queues, float64[G, n, n] s."""
+    g, n = groups.shape
+    met = np.array(meeting.met).reshape(g, n)
+    arrived = np.repeat(met[:, :, None], n, axis=2)
+    if meeting.routed.rounds:
+        one_round = meeting.routed.rounds[0]
+        arrived[one_round.source // n, one_round.source % n, one_round.target % n] = meeting.ends[0]
+    return arrived

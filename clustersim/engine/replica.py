@@ -1,0 +1,251 @@
+"""The replica: admits batches, forms micro-batches, runs their passes, hands out tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import simpy
+
+from clustersim.engine.fabric import Fabric, Process
+from clustersim.engine.gpu import Inbox
+from clustersim.engine.ledger import Ledger
+from clustersim.engine.tokenbatch import Prepared, Routes, TokenBatch, prepare
+from clustersim.errors import pick
+from clustersim.physics.bounds import Work, lower_bounds
+from clustersim.plan.gating import expert_counts
+from clustersim.plan.layout import Layout
+from clustersim.plan.lowering import load_of, lower
+from clustersim.serving.batching import Pass, microbatches
+from clustersim.serving.kvcache import KvPool
+from clustersim.serving.request import Request
+from clustersim.serving.router import ROUTERS
+from clustersim.spec.scenario import Scenario
+from clustersim.trace.record import Recorder
+
+#: Lowered graphs kept for passes that look alike.
+_PREPARED = 16
+
+
+@dataclass(slots=True)
+class Progress:
+    """Of one request: when it started and when its tokens came, s; NaN until then."""
+
+    request: Request
+    shard: int
+    started: float = float("nan")
+    first_token: float = float("nan")
+    finish: float = float("nan")
+    read: int = 0
+    made: int = 0
+
+
+@dataclass(slots=True)
+class Step:
+    """One step of a batch while its micro-batches are under way."""
+
+    batch: int
+    index: int
+    phase: str
+    number: int
+    left: int
+    start: float
+    tokens_read: int = 0
+    tokens_made: int = 0
+    work: list[Work] = field(default_factory=list)
+
+
+class Replica:
+    """All ranks of the deployment, stepping together.
+
+    inboxes  per stage the compute streams of its ranks
+    tell     called after every pass with (done, all) for whoever shows progress
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        layout: Layout,
+        fabric: Fabric,
+        inboxes: Sequence[Sequence[Inbox]],
+        ledger: Ledger,
+        recorder: Recorder,
+        pool: KvPool,
+        tell: Callable[[int, int], None],
+    ) -> None:
+        self.scenario = scenario
+        self.layout = layout
+        self.fabric = fabric
+        self.env = fabric.env
+        self.carried = np.zeros(len(layout.topology.links.bandwidth))
+        self._inboxes = inboxes
+        self._ledger = ledger
+        self._recorder = recorder
+        self._pool = pool
+        self._tell = tell
+        self._routes = Routes(layout)
+        self._prepared: dict[bytes, Prepared] = {}
+        self._held = np.zeros(scenario.deployment.data_parallel, dtype=np.int64)
+        self._progress: dict[int, Progress] = {}
+        self._steps: dict[tuple[int, int], Step] = {}
+        self._room: simpy.Event = self.env.event()
+        self._token_batches = 0
+        self._passes = 0
+        self._all_passes = 0
+
+    def serve(self, batches: Sequence[Sequence[Request]]) -> Process:
+        """Admits the batches in order of arrival; ends when the last one is done."""
+        running = []
+        for batch in batches:
+            if batch[0].arrival > self.env.now:
+                yield self.env.timeout(batch[0].arrival - self.env.now)
+            shards = pick(ROUTERS, self.scenario.workload.router, "workload.router")(batch, self._held)
+            wanted = self._blocks(batch, shards)
+            while not self._pool.fits(wanted):
+                yield self._room
+            self._pool.take(wanted)
+            running.append(self.env.process(self._run(batch, shards, wanted)))
+        for process in running:
+            yield process
+
+    def _blocks(self, batch: Sequence[Request], shards: Sequence[int]) -> np.ndarray:
+        wanted = np.zeros(len(self._held), dtype=np.int64)
+        for request, shard in zip(batch, shards, strict=True):
+            wanted[shard] += self._pool.blocks_for(request.prompt_tokens + request.decode_steps)
+        return wanted
+
+    def _run(self, batch: Sequence[Request], shards: Sequence[int], wanted: np.ndarray) -> Process:
+        """One batch from its first pass to its last."""
+        placed = list(zip(batch, shards, strict=True))
+        for request, shard in placed:
+            self._progress[request.number] = Progress(request, shard)
+            self._held[shard] += request.prompt_tokens + request.decode_steps
+        chains = microbatches(placed, self.scenario.workload, len(self._held))
+        self._all_passes += sum(len(chain) for chain in chains)
+        parts = [
+            self.env.process(self._chain(batch[0].batch, number, chain, len(chains)))
+            for number, chain in enumerate(chains)
+        ]
+        for part in parts:
+            yield part
+        for request, shard in placed:
+            self._held[shard] -= request.prompt_tokens + request.decode_steps
+        self._pool.give_back(wanted)
+        room, self._room = self._room, self.env.event()
+        room.succeed()
+
+    def _chain(self, batch: int, microbatch: int, passes: Sequence[Pass], parts: int) -> Process:
+        """The passes of a micro-batch: the next begins at stage 0 when the last has left the last stage."""
+        released = -1
+        for one in passes:
+            token_batch = self._issue(one, released)
+            step = self._open_step(batch, one, parts)
+            yield token_batch.done
+            released = self._close(token_batch, one, step, microbatch)
+
+    def _issue(self, one: Pass, released: int) -> TokenBatch:
+        number = self._token_batches
+        self._token_batches += 1
+        prepared = self._prepare(one, number)
+        token_batch = TokenBatch(number, one.phase, prepared, self.fabric, self._routes, released)
+        for request in one.requests:
+            progress = self._progress[request]
+            if progress.started != progress.started:
+                progress.started = self.env.now
+        for stage in self._inboxes:
+            for inbox in stage:
+                inbox.put(token_batch)
+        return token_batch
+
+    def _prepare(self, one: Pass, number: int) -> Prepared:
+        """Lowers and prices a pass, or takes an earlier pass's graph where both look alike."""
+        scenario, layout = self.scenario, self.layout
+        batch = one.batch(len(self._held))
+        slices = load_of(batch, layout).slices
+        counts = expert_counts(slices, scenario.model, scenario.gating, scenario.seed, number)
+        key = b"".join(a.tobytes() for a in (batch.tokens, batch.pairs, batch.context, batch.outputs, counts))
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            if len(self._prepared) >= _PREPARED:
+                self._prepared.clear()
+            graph = lower(batch, counts, layout)
+            prepared = self._prepared[key] = prepare(graph, layout, scenario.model.format)
+        return prepared
+
+    def _open_step(self, batch: int, one: Pass, parts: int) -> Step:
+        key = (batch, one.index)
+        step = self._steps.get(key)
+        if step is None:
+            step = Step(batch, one.index, one.phase, len(self._steps), parts, self.env.now)
+            self._steps[key] = step
+        return step
+
+    def _close(self, token_batch: TokenBatch, one: Pass, step: Step, microbatch: int) -> int:
+        """Rows and tokens of a pass that is done. Returns the span that ended last."""
+        now = self.env.now
+        self._recorder.rows(
+            "token_batches",
+            token_batch=token_batch.number,
+            step=step.number,
+            microbatch=microbatch,
+            start=token_batch.start,
+            end=now,
+            tokens=token_batch.graph.tokens,
+        )
+        work = token_batch.work()
+        self.carried += work.carried
+        step.work.append(work)
+        for number, piece in zip(one.requests, one.pieces, strict=True):
+            self._advance(self._progress[number], piece.new if one.phase == "prefill" else 0, piece.makes)
+            step.tokens_read += piece.new if one.phase == "prefill" else 0
+            step.tokens_made += piece.makes
+        step.left -= 1
+        if step.left == 0:
+            self._write_step(step)
+        self._passes += 1
+        self._tell(self._passes, self._all_passes)
+        return self._ledger.write(token_batch)
+
+    def _advance(self, progress: Progress, read: int, made: int) -> None:
+        progress.read += read
+        progress.made += made
+        progress.finish = self.env.now
+        if made and progress.first_token != progress.first_token:
+            progress.first_token = self.env.now
+
+    def _write_step(self, step: Step) -> None:
+        topology, fmt = self.layout.topology, self.scenario.model.format
+        bounds = lower_bounds(step.work, topology.gpu, fmt, topology.links.bandwidth)
+        self._recorder.rows(
+            "steps",
+            step=step.number,
+            batch=step.batch,
+            index=step.index,
+            phase=step.phase,
+            start=step.start,
+            end=self.env.now,
+            input_tokens=step.tokens_read,
+            output_tokens=step.tokens_made,
+            flop=float(np.sum([w.flop.sum() for w in step.work])),
+            bound_compute=bounds.compute,
+            bound_memory=bounds.memory,
+            bound_network=bounds.network,
+        )
+        step.work.clear()
+
+    def write_requests(self) -> None:
+        """Rows of all requests."""
+        held = [self._progress[number] for number in sorted(self._progress)]
+        self._recorder.rows(
+            "requests",
+            request=[p.request.number for p in held],
+            batch=[p.request.batch for p in held],
+            shard=[p.shard for p in held],
+            arrival=[p.request.arrival for p in held],
+            started=[p.started for p in held],
+            first_token=[p.first_token for p in held],
+            finish=[p.finish for p in held],
+            input_tokens=[p.read for p in held],
+            output_tokens=[p.made for p in held],
+        )

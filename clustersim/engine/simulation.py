@@ -1,0 +1,159 @@
+"""Wires the processes and runs the clock: a scenario and its layout in, a trace out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import floor
+from typing import Any
+
+import numpy as np
+import simpy
+
+from clustersim.engine.fabric import Fabric, Process
+from clustersim.engine.faults import capacities, link_faults, slowness_of
+from clustersim.engine.gpu import SERVICE, Inbox, compute_stream, transfer_stream
+from clustersim.engine.ledger import Ledger
+from clustersim.engine.link import link_process
+from clustersim.engine.replica import Replica
+from clustersim.errors import pick
+from clustersim.physics.fidelity import build
+from clustersim.plan.layout import Layout
+from clustersim.plan.memory import kv_bytes_per_token, needs
+from clustersim.serving.arrivals import requests
+from clustersim.serving.kvcache import KvPool
+from clustersim.spec.scenario import Scenario
+from clustersim.trace.record import Recorder, Trace
+
+
+def simulate(
+    scenario: Scenario,
+    layout: Layout,
+    facts: Mapping[str, Any],
+    tell: Callable[[int, int], None] = lambda done, all_: None,
+) -> Trace:
+    """Runs a scenario from its first arrival to its last token.
+
+    facts    what the trace is to carry beside its tables; the counts of the run are added
+    tell     called after every pass with (done, all)
+    Raises   ClustersimError where a fault names a link that is not there
+    """
+    env = simpy.Environment()
+    links = layout.topology.links
+    network = build(scenario.network.fidelity, links.bandwidth, scenario.network.chunk)
+    fabric = Fabric(env, network)
+    recorder = Recorder()
+    ledger = Ledger(layout, recorder, scenario.trace.level)
+    inboxes = _streams(env, scenario, layout)
+    replica = Replica(
+        scenario, layout, fabric, inboxes, ledger, recorder, _pool(scenario, layout), tell
+    )
+    over = env.event()
+    offered = np.zeros(len(links.bandwidth))
+    _links(env, scenario, layout, fabric, offered, over)
+    env.run(until=env.process(_whole(env, replica, scenario, over)))
+    replica.write_requests()
+    ledger.write_sums()
+    _machine_rows(recorder, scenario, layout, ledger.flop)
+    _link_rows(recorder, layout, replica.carried, offered)
+    return recorder.finish(
+        {
+            **facts,
+            "simulated_seconds": env.now,
+            "operators": ledger.operators,
+            "events": _events(env),
+            "prices": {"measured": 0.0, "interpolated": 0.0, "extrapolated": 0.0, "formula": 1.0},
+        }
+    )
+
+
+def _whole(env: simpy.Environment, replica: Replica, scenario: Scenario, over: simpy.Event) -> Process:
+    yield env.process(replica.serve(requests(scenario.workload, scenario.seed)))
+    over.succeed()
+    # One more event, so that the links have written what they know before the clock stops.
+    yield env.timeout(0)
+
+
+def _events(env: simpy.Environment) -> int:
+    # SimPy numbers its events; the next number is how many there were.
+    return next(env._eid)
+
+
+def _streams(env: simpy.Environment, scenario: Scenario, layout: Layout) -> list[list[Inbox]]:
+    """A process per stream of every GPU. Returns per stage the compute streams' inboxes."""
+    run = pick(SERVICE, scenario.deployment.experts.start, "deployment.experts.start")
+    stages = layout.groups.stage
+    inboxes: list[list[Inbox]] = []
+    for stage, ranks in enumerate(stages.tolist()):
+        inboxes.append([Inbox(env) for _ in ranks])
+        for place, rank in enumerate(ranks):
+            transfers = Inbox(env) if stage < len(stages) - 1 else None
+            slowness = slowness_of(scenario.faults, rank)
+            inbox = inboxes[-1][place]
+            env.process(compute_stream(env, stage, place, inbox, transfers, slowness, run))
+            if transfers is not None:
+                env.process(transfer_stream(env, stage, place, transfers))
+    return inboxes
+
+
+def _links(
+    env: simpy.Environment,
+    scenario: Scenario,
+    layout: Layout,
+    fabric: Fabric,
+    offered: np.ndarray,
+    over: simpy.Event,
+) -> None:
+    """A process per link."""
+    faults = link_faults(scenario.faults, layout.topology.links)
+    for link, bandwidth in enumerate(layout.topology.links.bandwidth.tolist()):
+        changes = capacities(bandwidth, faults.get(link, ()))
+        env.process(link_process(env, link, bandwidth, changes, fabric, offered, over))
+
+
+def _pool(scenario: Scenario, layout: Layout) -> KvPool:
+    """KV blocks per shard: what the fullest rank has left beside weights, activations and buffers."""
+    d, w = scenario.deployment, scenario.workload
+    most = max(need.total - need.kv for need in needs(scenario))
+    room = layout.topology.gpu.memory * d.memory_fraction - most
+    block = kv_bytes_per_token(scenario.model, d) * w.kv_block_tokens
+    return KvPool(d.data_parallel, floor(room / block), w.kv_block_tokens)
+
+
+def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, flop: np.ndarray) -> None:
+    topology, gpu = layout.topology, layout.topology.gpu
+    stages, per_stage = layout.groups.stage.shape
+    recorder.rows(
+        "ranks",
+        rank=layout.groups.stage.ravel(),
+        gpu=list(topology.gpus),
+        server=topology.server,
+        stage=np.repeat(np.arange(stages), per_stage),
+        shard=np.tile(np.arange(per_stage) // scenario.deployment.tensor_parallel, stages),
+        flop_rate=gpu.flop_rate[scenario.model.format],
+        memory_bandwidth=gpu.memory_bandwidth,
+        memory=gpu.memory,
+        flop=flop,
+    )
+    for stage, need in enumerate(needs(scenario)):
+        for part, size in need.parts().items():
+            recorder.rows("memory", rank=layout.groups.stage[stage], part=part, bytes=size)
+    for fault in scenario.faults:
+        place = fault.link if fault.link is not None else f"rank {fault.gpu}"
+        recorder.rows(
+            "faults", kind=fault.kind, place=place, start=fault.start, end=fault.end, factor=fault.factor
+        )
+
+
+def _link_rows(recorder: Recorder, layout: Layout, carried: np.ndarray, offered: np.ndarray) -> None:
+    links = layout.topology.links
+    recorder.rows(
+        "links",
+        link=np.arange(len(carried)),
+        source=list(links.source),
+        target=list(links.target),
+        tier=list(links.tier),
+        bandwidth=links.bandwidth,
+        latency=links.latency,
+        bytes=carried,
+        offered=offered,
+    )

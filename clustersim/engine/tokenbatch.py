@@ -1,0 +1,213 @@
+"""One token batch on its way through the stages: what its ranks do, and when they did it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import simpy
+
+from clustersim.engine.fabric import Fabric, Meeting
+from clustersim.physics.bounds import Work, work_of
+from clustersim.physics.compute import price
+from clustersim.physics.exchanges import RoutedExchange, route
+from clustersim.plan.layout import Layout
+from clustersim.plan.stepgraph import Exchange, Operator, StepGraph
+
+#: Flows kept laid on links for exchanges that come again; bounds the memory of long runs.
+_ROUTED_FLOWS = 400_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """What the ranks of one stage run for a graph.
+
+    compute    operators on the compute stream, in order; P of them
+    indices    their indices in the graph
+    seconds    per rank of the stage a list of P durations, None for an exchange
+    transfer   index of the operator on the transfer stream, None in the last stage
+    inbound    index of the transfer that feeds the stage, None in the first
+    sections   position of the first operator of an expert section → positions per slot
+    """
+
+    compute: tuple[Operator, ...]
+    indices: list[int]
+    seconds: list[list[float | None]]
+    transfer: int | None
+    inbound: int | None
+    sections: dict[int, list[tuple[int, int]]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A graph with its prices; shared by all passes that look alike."""
+
+    graph: StepGraph
+    programs: tuple[Program, ...]
+
+
+def prepare(graph: StepGraph, layout: Layout, fmt: str) -> Prepared:
+    """Prices every operator of a graph and sorts them into the stages' programs."""
+    return Prepared(graph, tuple(_program(graph, s, layout, fmt) for s in range(len(graph.ranks))))
+
+
+def _program(graph: StepGraph, stage: int, layout: Layout, fmt: str) -> Program:
+    chosen = [i for i, op in enumerate(graph.operators) if op.stage == stage]
+    compute = [i for i in chosen if graph.operators[i].stream == "compute"]
+    operators = tuple(graph.operators[i] for i in compute)
+    seconds = np.stack([_seconds(op, layout, fmt) for op in operators], axis=1)
+    rows: list[list[float | None]] = seconds.tolist()
+    for p, op in enumerate(operators):
+        if op.exchange is not None:
+            for row in rows:
+                row[p] = None
+    transfer = [i for i in chosen if graph.operators[i].stream == "transfer"]
+    before = graph.operators[compute[0]].after
+    return Program(
+        compute=operators,
+        indices=compute,
+        seconds=rows,
+        transfer=transfer[0] if transfer else None,
+        inbound=before[0] if before else None,
+        sections=_sections(operators),
+    )
+
+
+def _seconds(op: Operator, layout: Layout, fmt: str) -> np.ndarray:
+    if op.exchange is not None:
+        return np.zeros(len(op.flop))
+    seconds = price(op, layout.topology.gpu, fmt)
+    # Served one by one, an expert without tokens is not launched at all.
+    return np.where((op.slot >= 0) & (op.bytes == 0), 0.0, seconds)
+
+
+def _sections(operators: tuple[Operator, ...]) -> dict[int, list[tuple[int, int]]]:
+    """Position of a section's first operator → (first, last + 1) positions of every slot in it."""
+    sections: dict[int, list[tuple[int, int]]] = {}
+    start = -1
+    for p, op in enumerate(operators):
+        if op.slot < 0:
+            start = -1
+        elif op.name == "expert_gemm_1":
+            start = p if start < 0 else start
+            sections.setdefault(start, []).append((p, p + 3))
+    return sections
+
+
+class Routes:
+    """Exchanges laid on links, remembered by content as long as they are few enough."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._held: dict[tuple[str, bytes, bytes], RoutedExchange] = {}
+        self._flows = 0
+
+    def of(self, exchange: Exchange) -> RoutedExchange:
+        """The exchange's rounds of flows on links; equal exchanges share them."""
+        key = (exchange.kind, exchange.groups.tobytes(), exchange.size.tobytes())
+        held = self._held.get(key)
+        if held is None:
+            layout = self._layout
+            held = route(
+                exchange,
+                layout.deployment.algorithms,
+                layout.paths,
+                len(layout.topology.links.bandwidth),
+                layout.topology.gpu.launch_latency,
+            )
+            self._flows += sum(len(r.source) for r in held.rounds)
+            if self._flows > _ROUTED_FLOWS:
+                self._held.clear()
+                self._flows = sum(len(r.source) for r in held.rounds)
+            self._held[key] = held
+        return held
+
+
+class TokenBatch:
+    """One pass of a micro-batch: meetings as they come up, and the times of every span.
+
+    number    token batch number
+    phase     prefill or decode
+    ends      per stage a flat list: end of rank n's p-th operator at n * P + p
+    firsts    per stage: when rank n began its first operator
+    begun     (stage, rank, position) → when the rank was free for the operator and when it began it;
+              only where operators do not follow each other in the order of the program
+    sent      per stage and rank: [start, end] of its transfer
+    released  span that let stage 0 begin, -1 for none
+    """
+
+    def __init__(
+        self, number: int, phase: str, prepared: Prepared, fabric: Fabric, routes: Routes, released: int
+    ) -> None:
+        self.number = number
+        self.phase = phase
+        self.graph = prepared.graph
+        self.programs = prepared.programs
+        self.fabric = fabric
+        self.done: simpy.Event = fabric.env.event()
+        self.start = fabric.env.now
+        self.released = released
+        self.meetings: dict[int, Meeting] = {}
+        ranks = self.graph.ranks.shape[1]
+        self.ends = [[0.0] * (ranks * len(p.compute)) for p in self.programs]
+        self.firsts = [[0.0] * ranks for _ in self.programs]
+        self.begun: dict[tuple[int, int, int], tuple[float, float]] = {}
+        self.sent = [[[0.0, 0.0] for _ in range(ranks)] if p.transfer is not None else [] for p in self.programs]
+        self._routes = routes
+        self._left = self.graph.ranks.size
+        self._member = _Members(self.graph)
+
+    def meeting(self, index: int) -> Meeting:
+        """The meeting of the graph's operator `index`; made when the first rank asks for it."""
+        meeting = self.meetings.get(index)
+        if meeting is None:
+            exchange = self.graph.operators[index].exchange
+            assert exchange is not None
+            meeting = self.meetings[index] = Meeting(self.fabric, self._routes.of(exchange))
+        return meeting
+
+    def arrive(self, index: int, rank: int) -> simpy.Event:
+        """A rank of a stage is ready for exchange `index`. Returns the event of its being done."""
+        return self.meeting(index).arrive(self._member.of(index, rank))
+
+    def inbound(self, index: int, rank: int) -> simpy.Event:
+        """What the rank's peer in the stage before sends it has come."""
+        return self.meeting(index).expect(2 * rank + 1)
+
+    def member(self, index: int, rank: int) -> int:
+        """The rank's place in exchange `index`."""
+        return self._member.of(index, rank)
+
+    def left_stage(self) -> None:
+        """One more rank is through with it; the last one ends the pass."""
+        self._left -= 1
+        if self._left == 0:
+            self.done.succeed()
+
+    def work(self) -> Work:
+        """FLOP, HBM bytes and link bytes of the pass; known when it is done."""
+        carried = np.sum([m.routed.carried for m in self.meetings.values()], axis=0)
+        links = len(self._routes._layout.topology.links.bandwidth)
+        return work_of(self.graph, np.broadcast_to(carried, (links,)))
+
+
+class _Members:
+    """Rank of a stage → its member number in an exchange."""
+
+    def __init__(self, graph: StepGraph) -> None:
+        self._graph = graph
+        self._tables: dict[int, list[int]] = {}
+
+    def of(self, index: int, rank: int) -> int:
+        table = self._tables.get(index)
+        if table is None:
+            op = self._graph.operators[index]
+            assert op.exchange is not None
+            groups = op.exchange.groups
+            first = int(self._graph.ranks[op.stage, 0])
+            where = np.empty(self._graph.ranks.shape[1], dtype=np.int64)
+            senders = groups if op.stream == "compute" else groups[:, :1]
+            position = np.arange(groups.size).reshape(groups.shape)[:, : senders.shape[1]]
+            where[senders.ravel() - first] = position.ravel()
+            table = self._tables[index] = where.tolist()
+        return table[rank]

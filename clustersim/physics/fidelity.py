@@ -1,0 +1,30 @@
+"""The choice among network models: one name in the scenario, one Network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from clustersim.errors import pick
+from clustersim.physics.chunked import Chunked
+from clustersim.physics.fluid import Fluid
+from clustersim.physics.network import Network, PortBound
+
+
+def build(fidelity: str, bandwidth: np.ndarray, chunk: float) -> Network:
+    """A network without traffic.
+
+    fidelity   a key of NETWORKS
+    bandwidth  float64[K] nominal bytes/s of every link
+    chunk      bytes of a chunk, > 0; only "chunked" looks at it
+    Raises     ClustersimError if there is no such fidelity
+    """
+    return pick(NETWORKS, fidelity, where="network.fidelity")(bandwidth, chunk)
+
+
+NETWORKS: Mapping[str, Callable[[np.ndarray, float], Network]] = {
+    "port_bound": lambda bandwidth, chunk: PortBound(bandwidth),
+    "fluid": lambda bandwidth, chunk: Fluid(bandwidth),
+    "chunked": Chunked,
+}

@@ -1,0 +1,96 @@
+"""The machine with work placed on it: topology, paths, groups and expert copies; memory per rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clustersim.plan.experts import copies_of, tokens_per_copy
+from clustersim.plan.gating import popularity
+from clustersim.plan.groups import Groups, process_groups
+from clustersim.plan.paths import Paths
+from clustersim.plan.topology import Topology, build
+from clustersim.spec.deployment import Deployment
+from clustersim.spec.model import Model
+from clustersim.spec.scenario import Scenario
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Where everything is. A new placement of experts is a new Layout.
+
+    copies  int32[L, C] logical expert in each place; place c on EP rank c // slots
+    near    int[ETP, EP, C] how far copy c is from a source: 0 same rank, 1 same NVLink domain, 2 else
+    """
+
+    model: Model
+    deployment: Deployment
+    topology: Topology
+    paths: Paths
+    groups: Groups
+    copies: np.ndarray
+    near: np.ndarray
+
+    @property
+    def slots(self) -> int:
+        """Expert places per EP rank."""
+        return self.copies.shape[1] // self.deployment.expert_parallel
+
+    @property
+    def layers_per_stage(self) -> int:
+        return self.model.layers // self.deployment.pipeline_parallel
+
+    def stage_of(self, layer: int) -> int:
+        return layer // self.layers_per_stage
+
+    def tokens_per_copy(self, counts: np.ndarray, layer: int) -> np.ndarray:
+        """Tokens of every source for every copy of a layer.
+
+        counts   int64[N, E] of the ranks of the layer's stage
+        Returns  int64[ETP, EP, C]
+        """
+        d = self.deployment
+        by_group = counts.reshape(d.expert_parallel, d.expert_tensor_parallel, -1).transpose(1, 0, 2)
+        choice = d.experts.copy_choice
+        return np.stack(
+            [
+                tokens_per_copy(group, self.copies[layer], near, choice)
+                for group, near in zip(by_group, self.near, strict=True)
+            ]
+        )
+
+
+def lay_out(scenario: Scenario) -> Layout:
+    """Scenario → Layout.
+
+    Raises   ClustersimError where the topology is not connected or a name is not known
+    """
+    topology = build(scenario.topology)
+    deployment = scenario.deployment
+    groups = process_groups(deployment)
+    copies = copies_of(expected_load(scenario), deployment)
+    return Layout(
+        model=scenario.model,
+        deployment=deployment,
+        topology=topology,
+        paths=Paths(topology),
+        groups=groups,
+        copies=copies,
+        near=_near(groups.ep[0], topology.domain, copies.shape[1] // deployment.expert_parallel),
+    )
+
+
+def expected_load(scenario: Scenario) -> np.ndarray:
+    """Share of first choices per expert, float64[L, E]: what a placement may know beforehand."""
+    model = scenario.model
+    return np.stack(
+        [popularity(scenario.gating, model.experts, layer, scenario.seed) for layer in range(model.layers)]
+    )
+
+
+def _near(ep: np.ndarray, domain: np.ndarray, slots: int) -> np.ndarray:
+    holder = np.repeat(ep, slots, axis=1)
+    same_rank = ep[:, :, None] == holder[:, None, :]
+    same_domain = domain[ep][:, :, None] == domain[holder][:, None, :]
+    return np.where(same_rank, 0, np.where(same_domain, 1, 2))

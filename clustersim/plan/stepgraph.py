@@ -1,0 +1,140 @@
+"""The second paper: what must be done in one pass, as one list of operators, and its checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """The matrix products of one operator: per rank, `g` products that run as one grouped product.
+
+    rows     int64[R, g] rows of each: tokens
+    columns  int64[R] columns, the same for a rank's products
+    depth    inner dimension
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    depth: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exchange:
+    """What ranks send to each other in one operator.
+
+    kind     a key of plan.collectives.COLLECTIVES
+    groups   int32[G, n] ranks; each rank in one group; point_to_point: sender and receiver
+    size     bytes: float64[G] for all_reduce and point_to_point, [G, n] for all_gather and
+             reduce_scatter, [G, n, n] for all_to_all
+    """
+
+    kind: str
+    groups: np.ndarray
+    size: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Queue:
+    """Tokens that a dispatch brings to expert copies.
+
+    tokens   int64[G, n, C] tokens that member i of group g sends to copy c
+    copies   int32[C] logical expert in each place; place c belongs to member c // slots
+    slots    places per member
+    """
+
+    tokens: np.ndarray
+    copies: np.ndarray
+    slots: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operator:
+    """One node of a StepGraph, run by all ranks of a stage.
+
+    stream   in-order queue of the GPU it stands in: compute or transfer
+    after    indices of operators of the graph that must be done before, on the same rank (for the
+             first operator of a stage: on the rank that sends to it)
+    flop     float64[R] useful FLOP, in the order of the stage's ranks
+    bytes    float64[R] HBM bytes read and written
+    slot     expert slot it serves where experts are served one by one, else -1
+    """
+
+    name: str
+    layer: int
+    stage: int
+    after: tuple[int, ...]
+    flop: np.ndarray
+    bytes: np.ndarray
+    product: Product | None = None
+    exchange: Exchange | None = None
+    queue: Queue | None = None
+    slot: int = -1
+    stream: str = "compute"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepGraph:
+    """One batch's pass through all stages.
+
+    operators  in an order in which they could run one after the other
+    ranks      int32[S, N] ranks of each stage
+    flop       what the model's closed form says the pass must do, over all ranks
+    tokens     tokens of the batch; choices = tokens * top_k * layers
+    """
+
+    operators: tuple[Operator, ...]
+    ranks: np.ndarray
+    flop: float
+    tokens: int
+    choices: int
+
+
+def check(graph: StepGraph, gpus: int, experts: int) -> None:
+    """Asserts the laws of a StepGraph; a failure is an error of ours, not of the user.
+
+    Raises   AssertionError naming the law
+    """
+    assert sorted(graph.ranks.ravel().tolist()) == list(range(gpus)), "every GPU is assigned once"
+    sums = 0.0
+    queued = 0
+    for index, op in enumerate(graph.operators):
+        # Edges only point backwards in the list, so the graph has no cycle.
+        assert all(0 <= before < index for before in op.after), f"{op.name}: an edge points forwards"
+        sums += float(op.flop.sum())
+        if op.exchange is not None:
+            _check_exchange(op, graph)
+        if op.queue is not None:
+            assert np.unique(op.queue.copies).size == experts, f"{op.name}: an expert stands nowhere"
+            queued += int(op.queue.tokens.sum())
+    assert np.isclose(sums, graph.flop, rtol=1e-9), f"FLOP sum {sums} is not the closed form {graph.flop}"
+    assert queued == graph.choices, f"{queued} tokens sent to experts, not tokens * top_k * layers"
+
+
+def _check_exchange(op: Operator, graph: StepGraph) -> None:
+    exchange = op.exchange
+    assert exchange is not None
+    members = exchange.groups if exchange.kind != "point_to_point" else exchange.groups[:, :1]
+    here = graph.ranks[op.stage]
+    assert np.array_equal(np.sort(members, axis=None), np.sort(here)), f"{op.name}: not seen by all ranks"
+    g, n = exchange.groups.shape
+    shapes = {
+        "all_reduce": (g,),
+        "point_to_point": (g,),
+        "all_gather": (g, n),
+        "reduce_scatter": (g, n),
+        "all_to_all": (g, n, n),
+    }
+    assert exchange.size.shape == shapes[exchange.kind], f"{op.name}: wrong shape of sizes"
+    assert (exchange.size >= 0).all(), f"{op.name}: negative bytes"
+    if op.name == "combine":
+        dispatch = next(o for o in reversed(graph.operators) if _is_dispatch_of(o, op))
+        assert dispatch.exchange is not None
+        back = exchange.size.transpose(0, 2, 1)
+        assert np.array_equal(dispatch.exchange.size, back), "bytes dispatched are not those combined"
+
+
+def _is_dispatch_of(candidate: Operator, combine: Operator) -> bool:
+    return candidate.name == "dispatch" and candidate.layer == combine.layer

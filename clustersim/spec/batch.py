@@ -1,0 +1,65 @@
+"""A batch: what the shards of a replica read and make in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One sequence's part in a batch.
+
+    shard  shard that holds its KV blocks
+    new    tokens read now
+    past   tokens already in its KV cache
+    makes  output tokens that follow from it: 1 for a decode step or the last piece of a prompt
+    """
+
+    shard: int
+    new: int
+    past: int
+    makes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The tokens of one pass, summed per shard; D shards.
+
+    phase    prefill or decode
+    tokens   int64[D] new tokens
+    pairs    float64[D] query-key pairs under the causal mask, per head
+    context  float64[D] tokens whose keys and values are read
+    outputs  int64[D] output tokens made
+    """
+
+    phase: str
+    tokens: np.ndarray
+    pairs: np.ndarray
+    context: np.ndarray
+    outputs: np.ndarray
+
+
+def batch_of(phase: str, pieces: Sequence[Piece], shards: int) -> Batch:
+    """Sums pieces per shard.
+
+    A new token sees the past, the new tokens before it and itself: new * past + new (new + 1) / 2
+    pairs per piece.
+    """
+    shard = np.array([p.shard for p in pieces], dtype=np.int64)
+    new = np.array([p.new for p in pieces], dtype=np.int64)
+    past = np.array([p.past for p in pieces], dtype=np.int64)
+    makes = np.array([p.makes for p in pieces], dtype=np.int64)
+
+    def per_shard(values: np.ndarray) -> np.ndarray:
+        return np.bincount(shard, weights=values, minlength=shards)
+
+    return Batch(
+        phase,
+        tokens=per_shard(new).astype(np.int64),
+        pairs=per_shard(new * past + new * (new + 1) / 2),
+        context=per_shard(new + past),
+        outputs=per_shard(makes).astype(np.int64),
+    )
