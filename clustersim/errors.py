@@ -29,11 +29,13 @@ class Mistake:
     place    dotted key path, e.g. "deployment.expert_parallel"; "" for the file as a whole
     problem  what is wrong and what would be allowed, in one sentence without a full stop
     line     1-based line in the file, or None where no line is to blame
+    file     the file it stands in where that is not the one the user named, else None
     """
 
     place: str
     problem: str
     line: int | None = None
+    file: str | None = None
 
 
 class ScenarioError(ClustersimError):
@@ -50,18 +52,12 @@ class ScenarioError(ClustersimError):
 
     def lines(self) -> list[str]:
         """One line per mistake: `file:line: key: problem`."""
-        return [
-            ": ".join(
-                part
-                for part in (
-                    self.file if m.line is None else f"{self.file}:{m.line}",
-                    m.place,
-                    m.problem,
-                )
-                if part
-            )
-            for m in self.mistakes
-        ]
+        parts = [(self._where(m), m.place, m.problem) for m in self.mistakes]
+        return [": ".join(part for part in line if part) for line in parts]
+
+    def _where(self, mistake: Mistake) -> str:
+        file = mistake.file or self.file
+        return file if mistake.line is None else f"{file}:{mistake.line}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

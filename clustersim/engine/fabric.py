@@ -160,6 +160,7 @@ class Fabric:
         self._keys = 0
         self._due: dict[tuple[int, int], tuple[Meeting, int, list[int]]] = {}
         self._armed = inf
+        self._timer: simpy.Event | None = None
 
     def send(self, meeting: Meeting, at: int, members: list[int]) -> None:
         """Starts what `members` send in round `at`, together with all that starts at this instant."""
@@ -196,11 +197,12 @@ class Fabric:
         at = self._network.next_finish()
         if at < self._armed:
             self._armed = at
-            timer = self.env.timeout(max(0.0, at - self.env.now))
-            timer.callbacks.append(lambda _: self._fire(at))
+            self._timer = timer = self.env.timeout(max(0.0, at - self.env.now))
+            timer.callbacks.append(lambda _: self._fire(timer, at))
 
-    def _fire(self, at: float) -> None:
-        if at > self._armed:
+    def _fire(self, timer: simpy.Event, at: float) -> None:
+        # SimPy cannot take an event back: one that an earlier time has overtaken does nothing.
+        if timer is not self._timer:
             return
         self._armed = inf
         self.now = max(self._tick(), at)

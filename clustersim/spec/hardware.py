@@ -29,13 +29,19 @@ class Gpu(Value):
     """
 
     name: str
-    flop_rate: dict[str, FlopRate]
+    flop_rate: dict[str, FlopRate] = Field(min_length=1)
     memory: Size
     memory_bandwidth: Bandwidth
     sms: Count
     tiles: tuple[Tile, ...] = Field(min_length=1)
     launch_latency: Time
     source: str = Field(min_length=1)
+
+    @field_validator("flop_rate")
+    @classmethod
+    def _in_order(cls, value: dict[str, float]) -> dict[str, float]:
+        """Equal GPUs are to be written as equal text, in whatever order their rates were given."""
+        return dict(sorted(value.items()))
 
     @field_validator("tiles", mode="before")
     @classmethod

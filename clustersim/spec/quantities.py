@@ -7,13 +7,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from clustersim import units
+from clustersim.errors import UnitError
 
 
 def _quantity(dimension: str) -> Any:
     def read(value: object) -> float:
         try:
             return units.parse(value, dimension)
-        except units.UnitError as error:
+        except UnitError as error:
             raise ValueError(str(error)) from None
 
     return (

@@ -99,6 +99,4 @@ class Claimed(Value):
     source: str = Field(min_length=1)
     total_tokens_per_second: Annotated[float, Field(gt=0)] | None = None
     tpot: Time | None = None
-    against: str | None = None
-
-
+    against: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")] | None = None

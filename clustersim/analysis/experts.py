@@ -1,0 +1,56 @@
+"""How unevenly experts were loaded, and how long tokens stood in their queues."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from clustersim.analysis.latency import distribution, numbers
+from clustersim.trace.record import Columns, Trace
+
+
+def experts(trace: Trace) -> dict[str, Any] | None:
+    """Imbalance, queues and service of the expert copies; None if no expert was at work.
+
+    imbalance     largest ÷ mean tokens over the ranks of one (token batch, layer): mean and largest
+                  over those
+    queue_wait    s a token stood in its queue: every queue counts with its mean wait and the weight
+                  of its tokens; the largest is from the first arrival to the service of one queue
+    queue_length  tokens in the queue when service began, over the queues that had any
+    service       s from the beginning of the service to its end, over the queues that had tokens
+    """
+    table = trace.tables["experts"]
+    some = numbers(table, "tokens") > 0
+    if not some.any():
+        return None
+    tokens, length = numbers(table, "tokens")[some], numbers(table, "length")[some]
+    waits = distribution(numbers(table, "wait")[some] / tokens, tokens)
+    service = distribution((numbers(table, "done") - numbers(table, "served"))[some])
+    assert waits is not None and service is not None
+    longest = float((numbers(table, "served") - numbers(table, "first_arrival"))[some].max())
+    return {
+        "imbalance": _imbalance(table),
+        "queue_wait": {**_pick(waits, "mean", "p50", "p99"), "max": longest},
+        "queue_length": {"mean": float(length.mean()), "max": int(length.max())},
+        "service": _pick(service, "mean", "p50", "p99", "max"),
+        "tokens": int(tokens.sum()),
+    }
+
+
+def _imbalance(table: Columns) -> dict[str, float]:
+    layers = int(numbers(table, "layer").max()) + 1
+    ranks = int(numbers(table, "rank").max()) + 1
+    place = numbers(table, "token_batch").astype("int64") * layers + numbers(table, "layer")
+    pairs, member = np.unique(place * ranks + numbers(table, "rank"), return_inverse=True)
+    per_rank = np.bincount(member, weights=numbers(table, "tokens"))
+    starts = np.flatnonzero(np.diff(pairs // ranks, prepend=-1))
+    total = np.add.reduceat(per_rank, starts)
+    members = np.diff(starts, append=len(pairs))
+    largest = np.maximum.reduceat(per_rank, starts)
+    ratio = (largest * members)[total > 0] / total[total > 0]
+    return {"mean": float(ratio.mean()), "max": float(ratio.max())}
+
+
+def _pick(found: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: found[key] for key in keys}

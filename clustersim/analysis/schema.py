@@ -1,0 +1,143 @@
+"""What every key of summary.json means; docs/summary.md is printed from here."""
+
+from __future__ import annotations
+
+#: Changed whenever a key changes its meaning or goes away.
+SCHEMA_VERSION = 1
+
+_DISTRIBUTION = {
+    "mean": "mean",
+    "p50": "half of them are at most this, interpolated linearly",
+    "p90": "nine in ten are at most this",
+    "p95": "19 in 20 are at most this",
+    "p99": "99 in 100 are at most this",
+    "max": "the largest",
+    "min": "the smallest",
+    "count": "how many there were",
+}
+
+#: Keys that hold a whole distribution; None where there is nothing to distribute.
+DISTRIBUTIONS = (
+    "latency.step",
+    "latency.token_batch",
+    "latency.tpot",
+    "latency.ttft",
+    "latency.request",
+    "phases.<phase>.step",
+)
+
+#: key → what it is. `[]` is every entry of a list, `<x>` a key that depends on the run.
+SCHEMA: dict[str, str] = {
+    "schema_version": "version of this page that the file follows",
+    "name": "name of the scenario",
+    "scenario_hash": "hash of the resolved scenario; equal scenarios share it",
+    "seed": "seed of every random stream",
+    "wall_seconds": "how long the simulation took on the computer that ran it, s",
+    "simulated_seconds": "end of the simulated run, which began at 0, s; the window of all utilizations",
+    "events": "events the simulation handled",
+    "operators": "spans simulated: operators times the ranks they ran on",
+    "throughput.total_tokens_per_second": "input and output tokens from the first arrival to the last "
+    "finish, 1/s",
+    "throughput.output_tokens_per_second": "tokens made in that time, 1/s",
+    "throughput.input_tokens_per_second": "prompt tokens read in that time, 1/s",
+    "latency.step": "a step, from its first micro-batch's start at stage 0 to its last one's end, s",
+    "latency.token_batch": "one micro-batch's pass through all pipeline stages, s",
+    "latency.tpot": "per request, mean time per further output token, s: (finish - first token) / (output "
+    "tokens - 1), or (finish - start) / output tokens where the prompt was in the KV cache already",
+    "latency.ttft": "per request that read its prompt in this run, from arrival to first output token, s",
+    "latency.request": "per request, from arrival to finish, s",
+    "phases.<phase>.steps": "steps of this phase; the phases are prefill and decode, as far as they ran",
+    "phases.<phase>.tokens": "prompt tokens read (prefill), or tokens made (decode)",
+    "phases.<phase>.tokens_per_second": "these, from the start of the first step to the end of the last, 1/s",
+    "phases.<phase>.step": "the steps of this phase, s",
+    "phases.<phase>.bounds.compute": "no step can be faster: FLOP of the busiest rank at peak rate, s; "
+    "mean over steps",
+    "phases.<phase>.bounds.memory": "no step can be faster: HBM bytes of the busiest rank, s; mean over "
+    "steps",
+    "phases.<phase>.bounds.network": "no step can be faster: bytes over the busiest link, s; mean over steps",
+    "phases.<phase>.bounds.bound_by": "the largest of the three",
+    "phases.<phase>.parts[].operator": "where a GPU's time goes in one step: the operator",
+    "phases.<phase>.parts[].kind": "compute or exchange",
+    "phases.<phase>.parts[].stream": "the in-order queue it runs on; the parts of `compute` add up, those "
+    "of other streams run beside them",
+    "phases.<phase>.parts[].busy": "time computing or exchanging per step and GPU, s; mean over all steps "
+    "and all GPUs, also those that never run it",
+    "phases.<phase>.parts[].wait": "time waiting for others before it could begin, likewise, s",
+    "bounds.compute": "as in the phases, mean over all steps, s",
+    "bounds.memory": "as in the phases, mean over all steps, s",
+    "bounds.network": "as in the phases, mean over all steps, s",
+    "bounds.bound_by": "the largest of the three",
+    "mfu": "useful FLOP of all GPUs / what they could have done at peak rate in the window",
+    "experts.imbalance.mean": "largest / mean tokens over the ranks of one layer of one token batch; "
+    "mean over those",
+    "experts.imbalance.max": "the largest over those",
+    "experts.queue_wait.mean": "time a token stood in its expert's queue, mean over tokens, s",
+    "experts.queue_wait.p50": "half of the tokens waited at most this, each as long as its queue's mean, s",
+    "experts.queue_wait.p99": "99 in 100 tokens waited at most this, each as long as its queue's mean, s",
+    "experts.queue_wait.max": "the longest time from a queue's first token to its service, s",
+    "experts.queue_length.mean": "tokens in a queue when its service began, mean over queues that had any",
+    "experts.queue_length.max": "tokens in the longest queue",
+    "experts.service.mean": "time an expert copy took to serve a queue, mean over queues that had tokens, s",
+    "experts.service.p50": "half of them were served in at most this, s",
+    "experts.service.p99": "99 in 100 were served in at most this, s",
+    "experts.service.max": "the longest, s",
+    "experts.tokens": "tokens that came to expert copies, each counted once per copy it went to",
+    "memory.rank": "the rank whose HBM is fullest",
+    "memory.gpu": "its GPU",
+    "memory.parts.<part>": "what takes the HBM of that rank, bytes",
+    "memory.total": "the sum of the parts, bytes",
+    "memory.capacity": "HBM of that GPU, bytes",
+    "tiers.<tier>.links": "links between these kinds of vertices",
+    "tiers.<tier>.bytes": "bytes they carried",
+    "tiers.<tier>.mean": "mean of their utilizations",
+    "tiers.<tier>.max": "the largest of their utilizations",
+    "claimed.source": "who claims what follows; `claimed` is null where nothing is claimed",
+    "claimed.against": "scenario whose newest result is set beside this one, or null",
+    "claimed.total_tokens_per_second.claimed": "what is claimed, 1/s",
+    "claimed.total_tokens_per_second.found": "what this run found, 1/s",
+    "claimed.total_tokens_per_second.ratio": "found / claimed",
+    "claimed.tpot.claimed": "what is claimed, s",
+    "claimed.tpot.found": "mean of `latency.tpot`, s",
+    "claimed.tpot.ratio": "found / claimed",
+    "prices": "how the durations of operators were found, as the engine counted them",
+    "gpus[].gpu": "vertex of the topology",
+    "gpus[].rank": "its rank",
+    "gpus[].server": "server it sits in",
+    "gpus[].stage": "pipeline stage",
+    "gpus[].compute": "share of the window its compute stream computed",
+    "gpus[].exchange": "share of the window its compute stream exchanged",
+    "gpus[].wait": "share of the window its compute stream waited for other ranks",
+    "gpus[].idle": "the rest: compute + exchange + wait + idle = 1",
+    "gpus[].mfu": "useful FLOP / what it could have done at peak rate in the window",
+    "gpus[].waited_for.operator": "the operator in which it waited longest; `waited_for` is null if "
+    "it never waited",
+    "gpus[].waited_for.rank": "the rank it waited for most in that operator, or null",
+    "links[].link": "source->target, by vertices of the topology",
+    "links[].tier": "kinds of the two vertices",
+    "links[].bandwidth": "nominal capacity, bytes/s",
+    "links[].bytes": "bytes carried",
+    "links[].utilization": "bytes / what its capacity allowed over the run, faults counted",
+    "notes": "sentences on what stands out, the claims first",
+}
+
+
+_HEAD = f"""# summary.json
+
+Schema version {SCHEMA_VERSION}. This page is printed from `clustersim/analysis/schema.py`; do not edit it.
+
+All quantities are SI: seconds, bytes, bytes/s; shares are fractions of one. What a run has no data
+for is `null`. `[]` stands for every entry of a list, `<x>` for a key that depends on the run. A run
+that failed leaves a summary with the key `error` instead.
+
+"""
+
+
+def schema_page() -> str:
+    """docs/summary.md: every key of summary.json with its meaning."""
+    whole = ", ".join(f"`{key}`" for key in DISTRIBUTIONS)
+    return f"{_HEAD}{_table(SCHEMA)}\n## Distributions\n\n{whole} hold:\n\n{_table(_DISTRIBUTION)}"
+
+
+def _table(meanings: dict[str, str]) -> str:
+    rows = "".join(f"| `{key}` | {meaning} |\n" for key, meaning in meanings.items())
+    return f"| key | what it is |\n|---|---|\n{rows}"

@@ -1,0 +1,116 @@
+"""summary.json: one run in a few pages. `schema.py` beside it says what every key means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from clustersim.analysis.claims import claim_notes, claimed
+from clustersim.analysis.experts import experts
+from clustersim.analysis.latency import bounds, latencies, numbers, phases, throughput, words
+from clustersim.analysis.schema import SCHEMA_VERSION
+from clustersim.analysis.utilization import busiest, gpus, links, mfu, spread, tiers
+from clustersim.trace.plain import plain
+from clustersim.trace.record import Trace
+
+# From here on something is worth a sentence. They choose what is said, never what is found.
+_WAIT_STANDS_OUT = 0.25
+_IMBALANCE_STANDS_OUT = 1.25
+_LINK_STANDS_OUT = 0.9
+_MEMORY_STANDS_OUT = 0.95
+
+
+def summarize(trace: Trace) -> dict[str, Any]:
+    """The content of summary.json: JSON values in SI units, shares as fractions of one.
+
+    Returns   the keys of `schema.SCHEMA`; what the run has no data for is None
+    """
+    facts, rates, times = trace.facts, throughput(trace), latencies(trace)
+    tpot = times["tpot"]["mean"] if times["tpot"] else None
+    per_gpu, per_link = gpus(trace), links(trace)
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        **{key: facts.get(key) for key in ("name", "scenario_hash", "seed", "wall_seconds")},
+        **{key: facts.get(key) for key in ("simulated_seconds", "events", "operators")},
+        "throughput": rates,
+        "latency": times,
+        "phases": phases(trace),
+        "bounds": bounds(trace),
+        "mfu": mfu(trace),
+        "experts": experts(trace),
+        "memory": memory(trace),
+        "tiers": tiers(per_link),
+        "claimed": claimed(trace, rates["total_tokens_per_second"], tpot),
+        "prices": facts.get("prices"),
+        "gpus": per_gpu,
+        "links": per_link,
+    }
+    summary["notes"] = [*claim_notes(trace), *_notes(trace, summary)]
+    content: dict[str, Any] = plain(summary)
+    return content
+
+
+def memory(trace: Trace) -> dict[str, Any] | None:
+    """HBM of the fullest rank: rank, gpu, bytes by part, total and capacity; None if none was recorded."""
+    table, ranks = trace.tables["memory"], trace.tables["ranks"]
+    if not len(numbers(table, "rank")):
+        return None
+    rank, size, part = numbers(table, "rank"), numbers(table, "bytes"), words(table, "part")
+    fullest = int(np.argmax(np.bincount(rank, weights=size)))
+    parts: dict[str, float] = {}
+    for row in np.flatnonzero(rank == fullest):
+        parts[part[row]] = parts.get(part[row], 0.0) + float(size[row])
+    place = np.flatnonzero(numbers(ranks, "rank") == fullest)
+    return {
+        "rank": fullest,
+        "gpu": words(ranks, "gpu")[place[0]] if len(place) else None,
+        "parts": parts,
+        "total": sum(parts.values()),
+        "capacity": float(numbers(ranks, "memory")[place[0]]) if len(place) else None,
+    }
+
+
+def _notes(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on what stands out in a run."""
+    yield from _fault_note(trace)
+    yield from _wait_note(trace, summary)
+    imbalance = summary["experts"] and summary["experts"]["imbalance"]["mean"]
+    if imbalance and imbalance >= _IMBALANCE_STANDS_OUT:
+        yield f"Experts are unevenly loaded: a layer's busiest rank gets {imbalance:.2f} x the mean tokens."
+    full = [link for link in summary["links"] if link["utilization"] >= _LINK_STANDS_OUT]
+    for link in busiest(full, 1):
+        yield (
+            f"Links with {_LINK_STANDS_OUT:.0%} or more of their capacity used: {len(full):,}, "
+            f"most of all {link['link']} with {link['utilization']:.0%}."
+        )
+    held = summary["memory"]
+    if held and held["capacity"] and held["total"] >= _MEMORY_STANDS_OUT * held["capacity"]:
+        share = held["total"] / held["capacity"]
+        yield f"Memory is nearly full: {share:.0%} of the HBM of rank {held['rank']} is taken."
+
+
+def _fault_note(trace: Trace) -> Iterator[str]:
+    faults = trace.tables["faults"]
+    named = [
+        f"{kind} at {place}"
+        for kind, place in zip(words(faults, "kind"), words(faults, "place"), strict=True)
+    ]
+    if named:
+        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+        yield f"Faults were at work: {', '.join(named[:3])}{more}."
+
+
+def _wait_note(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
+    sums, waits = trace.tables["sums"], spread(summary["gpus"], "wait")
+    if waits is None or waits["mean"] < _WAIT_STANDS_OUT:
+        return
+    by_operator: dict[str, float] = {}
+    on_compute = words(sums, "stream") == "compute"
+    for operator, wait in zip(
+        words(sums, "operator")[on_compute], numbers(sums, "wait")[on_compute], strict=True
+    ):
+        by_operator[operator] = by_operator.get(operator, 0.0) + float(wait)
+    most = max(by_operator, key=lambda operator: by_operator[operator])
+    yield f"GPUs wait for others {waits['mean']:.0%} of the time, most of all in {most}."

@@ -1,0 +1,203 @@
+"""The command line: a thin layer over `study`. Results on standard output, talk on standard error.
+
+Exit status: 0 done, 1 internal error, 2 wrong input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SCENARIO = click.argument("file", type=click.Path(path_type=Path))
+_SET = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+    help="Override a key of the file, such as deployment.expert_parallel=8. May be repeated.",
+)  # fmt: skip
+_SEED = click.option("--seed", type=click.IntRange(min=0), help="Replace the scenario's seed.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON alone on standard output.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="clustersim")
+def cli() -> None:
+    """Simulate GPU clusters that serve Mixture-of-Experts models.
+
+    \b
+    clustersim preview workloads/large_ep.toml    what it is, without running
+    clustersim run workloads/large_ep.toml        what it does, and why
+    """
+
+
+@cli.command()
+@_SCENARIO
+@_SET
+@_SEED
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The result folder itself.")
+@_JSON
+@click.option("--quiet", is_flag=True, help="Print nothing; the result folder says it all.")
+def run(
+    file: Path, overrides: tuple[str, ...], seed: int | None, out: Path | None, as_json: bool, quiet: bool
+) -> None:
+    """Simulate the scenario in FILE and leave a result folder.
+
+    The folder is results/<name>-<hash> unless --out names another. It holds scenario.toml (every
+    default written out), summary.json and trace/*.parquet, and appears whole or not at all.
+    """
+    from clustersim.study.run import load, peers, result_folder, run_scenario, save_failure
+
+    extra = [f"seed={seed}"] if seed is not None else []
+    scenario = load(file, [*overrides, *extra])
+    folder = out if out is not None else result_folder(scenario)
+    _refuse_foreign(folder)
+    try:
+        with _progress(quiet or as_json) as tell:
+            result = run_scenario(scenario, str(file), tell)
+    except (click.ClickException, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        from clustersim.errors import ClustersimError
+
+        if not isinstance(error, ClustersimError):
+            save_failure(scenario, folder, error)
+        raise
+    result.save(folder)
+    if as_json:
+        _print_json(result.summary)
+    elif not quiet:
+        from clustersim.report.terminal import show
+
+        show(result.summary, _console(), peers(scenario, folder.parent), folder)
+
+
+@cli.command()
+@_SCENARIO
+@_SET
+@_JSON
+def preview(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show what the scenario in FILE is, without running it.
+
+    Parameters, memory per rank, groups, topology, operators per step, and the lower bounds of a step
+    from FLOP, HBM bytes and link bytes.
+    """
+    from clustersim.spec.reading import read_scenario
+    from clustersim.study.preview import preview as look
+    from clustersim.study.run import find, laid_out
+
+    scenario = read_scenario(find(file), overrides)
+    found = look(scenario, laid_out(scenario, str(file)))
+    if as_json:
+        _print_json(found)
+        return
+    from clustersim.report.preview import show_preview
+
+    show_preview(found, _console())
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files, so that editors complete and check them."""
+    from clustersim.spec.schema import json_schema
+
+    _print_json(json_schema())
+
+
+@cli.command()
+@click.option(
+    "--folder", type=click.Path(path_type=Path, file_okay=False), default=Path("results/seeds"),
+    show_default=True, help="Where the summaries and their page lie.",
+)  # fmt: skip
+@click.option("--check", is_flag=True, help="Write nothing; fail if what lies there is stale.")
+def examples(folder: Path, check: bool) -> None:
+    """Run the permanent examples and write their summaries, found beside claimed."""
+    from clustersim.errors import ResultError
+    from clustersim.study.examples import differences, regenerate
+
+    if check:
+        stale = differences(folder)
+        if stale:
+            raise ResultError("stale: " + "; ".join(stale) + "; run `clustersim examples`")
+    else:
+        for path in regenerate(folder):
+            click.echo(path, err=True)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Piped output is read by programs and in logs: keep its width the same everywhere.
+    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Before a long run, not after it: the folder must be free, or hold a result."""
+    from clustersim.trace.results import refuse_foreign
+
+    refuse_foreign(folder)
+
+
+@contextmanager
+def _progress(silent: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, where that is a terminal."""
+    if silent or not sys.stderr.isatty():
+        yield lambda done, all_: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("simulating", total=None)
+        yield lambda done, all_: bar.update(task, completed=done, total=all_)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command line and exits with its status."""
+    sys.exit(_status(arguments))
+
+
+def _status(arguments: list[str] | None) -> int:
+    from clustersim.errors import ClustersimError, ScenarioError
+
+    try:
+        outcome = cli.main(args=arguments, standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except click.exceptions.Abort:
+        return _say("interrupted", 130)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except ScenarioError as error:
+        return _say("\n".join(error.lines()), 2)
+    except ClustersimError as error:
+        return _say(str(error), 2)
+    except BrokenPipeError:
+        # The reader has gone (`| head`); what it wanted it has.
+        sys.stderr.close()
+        return 0
+    except Exception:
+        traceback.print_exc()
+        return _say("internal error: this is a fault of clustersim, please report it", 1)
+
+
+def _say(text: str, status: int) -> int:
+    click.echo(text, err=True)
+    return status
+
+
+if __name__ == "__main__":
+    main()

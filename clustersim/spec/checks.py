@@ -1,0 +1,391 @@
+"""What must hold between the parts of a scenario: pure functions on validated values.
+
+Every check takes the parts it compares and yields (key path of the scenario, sentence). A part
+that did not validate is None, and the checks that need it are left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import isqrt
+from typing import TypeAlias
+
+from clustersim.errors import nearest
+from clustersim.spec.deployment import Deployment, Experts
+from clustersim.spec.documents import KeyPath
+from clustersim.spec.hardware import (
+    FatTree,
+    Gpu,
+    Nvl72,
+    RailFatTree,
+    Server,
+    SingleServer,
+    TopologySpec,
+    VertexByVertex,
+)
+from clustersim.spec.model import Model
+from clustersim.spec.workload import Fault, Network, Workload
+
+#: GPUs of the largest machine that is simulated.
+MOST_GPUS = 100_000
+
+Findings: TypeAlias = Iterator[tuple[KeyPath, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The sections of a scenario that validated."""
+
+    topology: TopologySpec | None = None
+    model: Model | None = None
+    deployment: Deployment | None = None
+    workload: Workload | None = None
+    network: Network | None = None
+    faults: tuple[Fault, ...] = ()
+
+
+def gpu_count(topology: TopologySpec) -> int:
+    """GPUs of the whole machine."""
+    match topology:
+        case SingleServer():
+            return topology.server.gpus
+        case RailFatTree() | FatTree():
+            return topology.servers * topology.server.gpus
+        case Nvl72():
+            return topology.racks * topology.trays * topology.server.gpus
+        case VertexByVertex():
+            return sum(vertex.kind == "gpu" for vertex in topology.vertices)
+
+
+def gpu_of(topology: TopologySpec) -> Gpu:
+    """The one kind of GPU in the machine."""
+    return topology.gpu if isinstance(topology, VertexByVertex) else topology.server.gpu
+
+
+def check(parts: Parts) -> list[tuple[KeyPath, str]]:
+    """Every contradiction between or inside the parts."""
+    topology, model = parts.topology, parts.model
+    deployment, workload = parts.deployment, parts.workload
+    found: list[tuple[KeyPath, str]] = []
+    if topology:
+        # A large file with one systematic mistake should not be searched for near names for hours.
+        found += islice(check_topology(topology), 100)
+        found += check_faults(parts.faults, topology)
+    if model:
+        found += check_model(model)
+    if workload:
+        found += check_workload(workload)
+    if parts.network:
+        found += check_network(parts.network)
+    if deployment:
+        found += check_ranks(deployment)
+        found += check_experts(deployment.experts, deployment)
+    if topology and model:
+        found += check_format(model, topology)
+    if topology and deployment:
+        found += check_gpu_count(deployment, topology)
+    if model and deployment:
+        found += check_cut(deployment, model)
+        found += EXPERT_CHECKS[deployment.experts.policy](deployment, model)
+    if workload and deployment:
+        found += check_batch(workload, deployment)
+    return found
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors in ascending order."""
+    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})
+
+
+def does_not_divide(divisor: int, number: int, what: str) -> str:
+    """`48 does not divide 256 experts; 32 and 64 do`: the nearest divisors below and above."""
+    below = [d for d in divisors(number) if d < divisor][-1:]
+    above = [d for d in divisors(number) if d > divisor][:1]
+    near = " and ".join(str(d) for d in below + above)
+    verb = "do" if below and above else "does"
+    return f"{divisor} does not divide {number} {what}; {near} {verb}"
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def check_topology(topology: TopologySpec) -> Findings:
+    """Counts that must divide, bandwidths that must not be zero, a size that can be simulated."""
+    gpus = gpu_count(topology)
+    if gpus > MOST_GPUS:
+        yield ("topology",), f"it has {gpus} GPUs; at most {MOST_GPUS} are simulated"
+    if isinstance(topology, VertexByVertex):
+        yield from _check_gpu(topology.gpu, ("topology", "gpu"))
+        yield from _check_vertices(topology)
+        return
+    yield from _check_server(topology.server, ("topology", "server"))
+    if not isinstance(topology, SingleServer):
+        yield from _positive(topology, ("uplink_bandwidth",), ("topology",))
+    if isinstance(topology, RailFatTree):
+        yield from _check_pods(topology)
+    if isinstance(topology, FatTree) and topology.servers % topology.servers_per_leaf:
+        problem = does_not_divide(topology.servers_per_leaf, topology.servers, "servers")
+        yield ("topology", "servers_per_leaf"), problem
+
+
+def _check_pods(topology: RailFatTree) -> Findings:
+    pod = topology.servers_per_pod or topology.servers
+    if topology.servers % pod:
+        yield ("topology", "servers_per_pod"), does_not_divide(pod, topology.servers, "servers")
+    elif pod < topology.servers and not topology.spines:
+        pods = topology.servers // pod
+        yield (
+            ("topology", "spines"),
+            f"0 leaves {pods} pods unconnected; several pods need at least 1 spine per rail",
+        )
+
+
+def _check_server(server: Server, path: KeyPath) -> Findings:
+    yield from _positive(server, ("nvlink_bandwidth", "nic_bandwidth", "pcie_bandwidth"), path)
+    yield from _check_gpu(server.gpu, (*path, "gpu"))
+
+
+def _check_gpu(gpu: Gpu, path: KeyPath) -> Findings:
+    yield from _positive(gpu, ("memory", "memory_bandwidth"), path)
+    for name, rate in gpu.flop_rate.items():
+        if rate <= 0:
+            yield (*path, "flop_rate", name), "must be more than zero"
+
+
+def _positive(value: object, fields: Sequence[str], path: KeyPath) -> Findings:
+    for name in fields:
+        if getattr(value, name) <= 0:
+            yield (*path, name), "must be more than zero"
+
+
+def _check_vertices(topology: VertexByVertex) -> Findings:
+    counts = Counter(vertex.name for vertex in topology.vertices)
+    for position, vertex in enumerate(topology.vertices):
+        if counts[vertex.name] > 1:
+            place = ("topology", "vertices", position, "name")
+            yield place, f'"{vertex.name}" is the name of {counts[vertex.name]} vertices; names must differ'
+    if not gpu_count(topology):
+        yield ("topology", "vertices"), 'has no vertex of kind "gpu"'
+    yield from _check_cables(topology, counts)
+
+
+def _check_cables(topology: VertexByVertex, names: Counter[str]) -> Findings:
+    for position, cable in enumerate(topology.cables):
+        place = ("topology", "cables", position)
+        if cable.bandwidth <= 0:
+            yield (*place, "bandwidth"), "must be more than zero"
+        for end in cable.ends:
+            if end not in names:
+                yield (*place, "ends"), f'there is no vertex "{end}"{nearest(end, names)}'
+        if cable.ends[0] == cable.ends[1]:
+            yield (*place, "ends"), f'both ends are "{cable.ends[0]}"'
+
+
+def check_faults(faults: Sequence[Fault], topology: TopologySpec) -> Findings:
+    """Each fault names what its kind needs, and something that exists."""
+    gpus = gpu_count(topology)
+    for position, fault in enumerate(faults):
+        place = ("faults", position)
+        yield from _check_target(fault, place, gpus)
+        if fault.end <= fault.start:
+            yield (*place, "end"), f"{fault.end:g} s is not after the start at {fault.start:g} s"
+        if fault.period <= 0:
+            yield (*place, "period"), "must be more than zero"
+
+
+def _check_target(fault: Fault, place: KeyPath, gpus: int) -> Findings:
+    needed, other = ("gpu", "link") if fault.kind == "slow_gpu" else ("link", "gpu")
+    if getattr(fault, needed) is None:
+        yield (*place, needed), f"missing key; {fault.kind} needs it"
+    if getattr(fault, other) is not None:
+        yield (*place, other), f"{fault.kind} has no {other}; it needs {needed}"
+    if fault.kind == "slow_gpu" and fault.gpu is not None and fault.gpu >= gpus:
+        yield (*place, "gpu"), f"there is no GPU {fault.gpu}; the topology has 0 to {gpus - 1}"
+
+
+# --- the model and the work ----------------------------------------------------------------------
+
+
+def check_model(model: Model) -> Findings:
+    """A token cannot go to more experts than there are."""
+    if model.top_k > model.experts:
+        yield ("model", "top_k"), f"{model.top_k} is more than the {model.experts} experts of a layer"
+    if model.heads % model.kv_heads:
+        yield ("model", "kv_heads"), does_not_divide(model.kv_heads, model.heads, "heads")
+
+
+def check_format(model: Model, topology: TopologySpec) -> Findings:
+    """The GPU must have a rate for the model's number format."""
+    gpu = gpu_of(topology)
+    if model.format not in gpu.flop_rate:
+        has = ", ".join(gpu.flop_rate)
+        yield ("model", "format"), f'"{model.format}" has no flop_rate on {gpu.name}; it has {has}'
+
+
+def check_workload(workload: Workload) -> Findings:
+    """Steps and arrivals fit the phase and the kind of arrival."""
+    if workload.phase == "prefill" and workload.decode_steps:
+        yield (
+            ("workload", "decode_steps"),
+            f'{workload.decode_steps} steps, but phase "prefill" has none; use 0',
+        )
+    if workload.phase != "prefill" and not workload.decode_steps:
+        yield ("workload", "decode_steps"), f'phase "{workload.phase}" needs at least 1 step'
+    if workload.arrivals == "together" and workload.interval:
+        yield ("workload", "interval"), 'arrivals "together" have no interval; choose uniform or poisson'
+    if workload.arrivals != "together" and not workload.interval:
+        yield ("workload", "interval"), f'arrivals "{workload.arrivals}" need an interval of more than zero'
+
+
+def check_network(network: Network) -> Findings:
+    """A chunk holds at least something."""
+    if network.chunk < 1:
+        yield ("network", "chunk"), "must be at least one byte"
+
+
+# --- the deployment ------------------------------------------------------------------------------
+
+
+def check_ranks(deployment: Deployment) -> Findings:
+    """The ranks of a stage are the same for attention and for experts."""
+    tensor, data = deployment.tensor_parallel, deployment.data_parallel
+    expert, inner = deployment.expert_parallel, deployment.expert_tensor_parallel
+    if tensor * data != expert * inner:
+        yield (
+            ("deployment",),
+            f"tensor_parallel {tensor} x data_parallel {data} = {tensor * data} ranks of a stage, "
+            f"but expert_parallel {expert} x expert_tensor_parallel {inner} = {expert * inner}",
+        )
+
+
+def check_gpu_count(deployment: Deployment, topology: TopologySpec) -> Findings:
+    """One rank per GPU."""
+    pipeline, tensor = deployment.pipeline_parallel, deployment.tensor_parallel
+    data, gpus = deployment.data_parallel, gpu_count(topology)
+    ranks = pipeline * tensor * data
+    if ranks != gpus:
+        yield (
+            ("deployment",),
+            f"pipeline_parallel {pipeline} x tensor_parallel {tensor} x data_parallel {data} "
+            f"= {ranks} ranks, but the topology has {gpus} GPUs",
+        )
+
+
+def check_cut(deployment: Deployment, model: Model) -> Findings:
+    """Layers, heads and expert columns can be cut evenly."""
+    tensor = deployment.tensor_parallel
+    for name, divisor, number, what in (
+        ("pipeline_parallel", deployment.pipeline_parallel, model.layers, "layers"),
+        ("tensor_parallel", tensor, model.heads, "heads"),
+        (
+            "expert_tensor_parallel",
+            deployment.expert_tensor_parallel,
+            model.ffn,
+            "columns of an expert (ffn)",
+        ),
+    ):
+        if number % divisor:
+            yield ("deployment", name), does_not_divide(divisor, number, what)
+    if model.kv_heads % tensor and tensor % model.kv_heads:
+        problem = f"{tensor} neither divides the {model.kv_heads} key/value heads nor is a multiple of them"
+        yield ("deployment", "tensor_parallel"), problem
+
+
+def check_experts(experts: Experts, deployment: Deployment) -> Findings:
+    """Nothing is said that the policy or the cut would ignore."""
+    place = ("deployment", "experts")
+    if experts.per_gpu and experts.policy != "replicated":
+        yield (*place, "per_gpu"), f'policy "{experts.policy}" does not use it; only "replicated" does'
+    if experts.slots and experts.policy != "explicit":
+        yield (*place, "slots"), f'policy "{experts.policy}" does not use it; only "explicit" does'
+    if experts.start == "expert_complete" and deployment.expert_tensor_parallel != 1:
+        yield (
+            (*place, "start"),
+            f'"expert_complete" needs expert_tensor_parallel = 1, not {deployment.expert_tensor_parallel}',
+        )
+
+
+def check_spread(deployment: Deployment, model: Model) -> Findings:
+    """Each expert once: every rank holds the same number."""
+    if model.experts % deployment.expert_parallel:
+        problem = does_not_divide(deployment.expert_parallel, model.experts, "experts")
+        yield ("deployment", "expert_parallel"), problem
+
+
+def check_replicated(deployment: Deployment, model: Model) -> Findings:
+    """Every expert gets the same number of copies, and none two on one rank."""
+    place = ("deployment", "experts", "per_gpu")
+    slots, ranks = deployment.experts.per_gpu, deployment.expert_parallel
+    if not slots:
+        yield place, 'policy "replicated" needs at least 1 slot per GPU'
+    elif slots > model.experts:
+        yield place, f"{slots} slots per GPU are more than the {model.experts} experts of a layer"
+    elif slots * ranks % model.experts:
+        yield (
+            place,
+            f"{slots} slots per GPU x expert_parallel {ranks} = {slots * ranks} "
+            f"is not a multiple of {model.experts} experts",
+        )
+
+
+def check_explicit(deployment: Deployment, model: Model) -> Findings:
+    """The lists cover every expert and fit the ranks."""
+    place = ("deployment", "experts", "slots")
+    slots, ranks = deployment.experts.slots, deployment.expert_parallel
+    if len(slots) != ranks:
+        yield place, f"has {len(slots)} lists; expert_parallel = {ranks} needs one per rank"
+    if len({len(held) for held in slots}) > 1:
+        lengths = [len(held) for held in slots]
+        yield place, f"every rank must hold the same number of experts, not {min(lengths)} to {max(lengths)}"
+    for rank, held in enumerate(slots):
+        yield from _check_held(held, model.experts, (*place, rank))
+    lacking = sorted(set(range(model.experts)).difference(*slots))
+    if lacking:
+        yield place, f"no rank holds expert{'s' if len(lacking) > 1 else ''} {_some(lacking)}"
+
+
+def _check_held(held: Sequence[int], experts: int, place: KeyPath) -> Findings:
+    beyond = sorted({expert for expert in held if expert >= experts})
+    if beyond:
+        yield place, f"there is no expert {_some(beyond)}; a layer has 0 to {experts - 1}"
+    twice = sorted(expert for expert, count in Counter(held).items() if count > 1)
+    if twice:
+        yield place, f"holds expert {_some(twice)} more than once"
+
+
+def _some(numbers: Sequence[int]) -> str:
+    return ", ".join(str(n) for n in numbers[:5]) + (" ..." if len(numbers) > 5 else "")
+
+
+def check_batch(workload: Workload, deployment: Deployment) -> Findings:
+    """Sequences are dealt evenly to shards and microbatches, or prompts are cut into even chunks."""
+    shards, parts = deployment.data_parallel, workload.microbatches
+    if workload.sequences % shards:
+        low = workload.sequences // shards * shards
+        near = [str(n) for n in (low, low + shards) if n]
+        yield (
+            ("workload", "sequences"),
+            f"{workload.sequences} cannot be dealt evenly to data_parallel = {shards} shards; "
+            f"{' and '.join(near)} can",
+        )
+        return
+    each = workload.sequences // shards
+    tokens = each * workload.prompt_tokens
+    if workload.phase == "prefill" and tokens % parts:
+        yield ("workload", "microbatches"), does_not_divide(parts, tokens, "prompt tokens of a shard")
+    elif workload.phase != "prefill" and each % parts:
+        what = "sequences of a shard" if each > 1 else "sequence of a shard"
+        yield ("workload", "microbatches"), does_not_divide(parts, each, what)
+
+
+#: expert policy → check of its numbers
+EXPERT_CHECKS = {
+    "contiguous": check_spread,
+    "round_robin": check_spread,
+    "replicated": check_replicated,
+    "explicit": check_explicit,
+}

@@ -1,0 +1,212 @@
+"""Names and files inside a scenario: `model = "mixtral_8x7b"`, `from = …`, `extends = …`.
+
+What a reference names is put in its place, with its own references resolved first. Catalogue
+entries count as written where they are named, because nobody can mend them in the catalogue; what
+comes from a file keeps that file as its origin.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from clustersim.errors import nearest
+from clustersim.spec.documents import (
+    Document,
+    DocumentError,
+    Finding,
+    KeyPath,
+    Leaf,
+    Node,
+    Origin,
+    Table,
+    overlay,
+    read_document,
+    tree,
+)
+
+#: Files that may name one another in a row.
+DEEPEST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A table that may be given by reference.
+
+    wanted      what its value may be, for messages
+    catalogue   file of `clustersim/catalogue` with named entries, or "" where only files serve
+    nested      tables inside it that may be given by reference, too
+    """
+
+    wanted: str
+    catalogue: str = ""
+    nested: Mapping[str, Kind] = field(default_factory=dict)
+
+
+_CATALOGUED = "a name from the catalogue or a table"
+GPU = Kind(_CATALOGUED, "gpus")
+SERVER = Kind(_CATALOGUED, "servers", {"gpu": GPU})
+MODEL = Kind(_CATALOGUED, "models")
+TOPOLOGY = Kind(
+    'a TOML file, such as "../topologies/mine.toml", or a table', "", {"server": SERVER, "gpu": GPU}
+)
+SCENARIO = Kind("a table", nested={"model": MODEL, "topology": TOPOLOGY})
+
+#: Real paths of the files that led here, the scenario first.
+Chain: TypeAlias = tuple[Path, ...]
+
+
+@cache
+def catalogue_entries(catalogue: str) -> Mapping[str, Mapping[str, Any]]:
+    """The entries of one catalogue file as written, by name; read only.
+
+    catalogue  "gpus", "servers" or "models"
+    """
+    text = resources.files("clustersim.catalogue").joinpath(f"{catalogue}.toml").read_text("utf-8")
+    return {name: {"name": name, **entry} for name, entry in tomllib.loads(text).items()}
+
+
+@dataclass(slots=True)
+class Resolver:
+    """Puts in place what references name, and notes which could not be.
+
+    main      the scenario file, real path
+    findings  references that led nowhere
+    broken    key paths of the scenario below which keys may be missing for that reason
+    """
+
+    main: Path
+    findings: list[Finding] = field(default_factory=list)
+    broken: set[KeyPath] = field(default_factory=set)
+
+    def scenario(self, document: Document, values: Mapping[str, Any]) -> Node:
+        """The whole scenario with what it extends and refers to."""
+        return self._extended(tree(values, Origin(document, ())), (self.main,))
+
+    def layer(self, document: Document, values: Mapping[str, Any]) -> Node:
+        """A piece to be laid over a scenario, the references in it resolved."""
+        return self._resolved(tree(values, Origin(document, ())), SCENARIO, (), (self.main,))
+
+    def entry(self, values: Mapping[str, Any], origin: Origin, kind: Kind) -> Node:
+        """One entry of a catalogue, the references in it resolved."""
+        return self._resolved(tree(values, origin), kind, ("",), (self.main,))
+
+    def _extended(self, root: Table, chain: Chain) -> Node:
+        children = dict(root.children)
+        reference = children.pop("extends", None)
+        above = self._resolved(replace(root, children=children), SCENARIO, (), chain)
+        if reference is None:
+            return above
+        found = self._file(reference, (), chain)
+        return above if found is None else overlay(self._extended(*found), above)
+
+    def _resolved(self, node: Node, kind: Kind, path: KeyPath, chain: Chain) -> Node:
+        """The node with every reference in it replaced by what it names."""
+        if isinstance(node, Table):
+            return self._resolved_table(node, kind, path, chain)
+        return self._named(node, kind, path, chain) if isinstance(node.value, str) else node
+
+    def _resolved_table(self, table: Table, kind: Kind, path: KeyPath, chain: Chain) -> Table:
+        children = dict(table.children)
+        reference = children.pop("from", None) if path else None
+        for key, nested in kind.nested.items():
+            if key in children:
+                children[key] = self._resolved(children[key], nested, (*path, key), chain)
+        written = replace(table, children=children)
+        if reference is None:
+            return written
+        named = self._named(reference, kind, path, chain)
+        merged = overlay(named, written)
+        assert isinstance(merged, Table)
+        return replace(merged, origin=table.origin, replaces=True)
+
+    def _named(self, reference: Node, kind: Kind, path: KeyPath, chain: Chain) -> Table:
+        """What a name or file name stands for; an empty table if it stands for nothing."""
+        name = reference.value if isinstance(reference, Leaf) else None
+        if kind.catalogue and isinstance(name, str) and not name.endswith(".toml"):
+            return self._catalogued(name, reference.origin, kind, path, chain)
+        found = self._file(reference, path, chain)
+        if found is None:
+            return Table({}, reference.origin, replaces=True)
+        return replace(self._resolved_table(found[0], kind, path, found[1]), replaces=True)
+
+    def _catalogued(self, name: str, origin: Origin, kind: Kind, path: KeyPath, chain: Chain) -> Table:
+        entries = catalogue_entries(kind.catalogue)
+        if name not in entries:
+            near = nearest(name, entries)
+            self._note(
+                origin, f'"{name}" is not in the catalogue{near}; there are {", ".join(entries)}', path
+            )
+            return Table({}, origin, replaces=True)
+        # `model = "x"` and `[model] from = "x"` both stand for the keys of `model`.
+        origin = replace(origin, path=origin.path[:-1]) if origin.path[-1:] == ("from",) else origin
+        table = self._resolved_table(tree(entries[name], origin), kind, path, chain)
+        return replace(table, replaces=True)
+
+    def _file(self, reference: Node, path: KeyPath, chain: Chain) -> tuple[Table, Chain] | None:
+        """The tree of a referenced file and the chain that leads on from it, or None."""
+        if not isinstance(reference, Leaf) or not isinstance(reference.value, str):
+            self._note(reference.origin, 'must be the name of a TOML file, such as "other.toml"', path)
+            return None
+        name, namer = reference.value, reference.origin.document
+        problem = _refused_name(name)
+        file = Path() if problem else Path(os.path.realpath(namer.folder / name))
+        problem = problem or _refused_file(name, file, chain)
+        if problem:
+            self._note(reference.origin, f'"{name}" {problem}', path)
+            return None
+        shown = os.path.normpath(os.path.join(os.path.dirname(namer.shown), name))
+        try:
+            document, values = read_document(file, shown)
+        except DocumentError as error:
+            self._note_unreadable(reference.origin, name, Document(shown, file.parent), error, path)
+            return None
+        return tree(values, Origin(document, ())), (*chain, file)
+
+    def _note(self, origin: Origin, problem: str, path: KeyPath) -> None:
+        self.findings.append(Finding(origin, problem))
+        self.broken.add(path)
+
+    def _note_unreadable(
+        self, origin: Origin, name: str, document: Document, error: DocumentError, path: KeyPath
+    ) -> None:
+        """A file without readable text is the namer's mistake; one with broken text is its own."""
+        if error.line is None:
+            self._note(origin, f'"{name}": {error.problem}{_near_file(document.folder, name)}', path)
+        else:
+            self.findings.append(Finding(Origin(document, ()), error.problem, error.line))
+            self.broken.add(path)
+
+
+def _refused_name(name: str) -> str:
+    if "\0" in name or not name.endswith(".toml"):
+        return 'is not the name of a TOML file, such as "other.toml"'
+    if os.path.isabs(name):
+        return "must be relative to the file that names it"
+    return ""
+
+
+def _refused_file(name: str, file: Path, chain: Chain) -> str:
+    # A scenario may come from somebody else: it must not make us read (and quote) other files.
+    if not file.is_relative_to(chain[0].parent.parent):
+        return "lies outside the folder above the scenario's own"
+    if file in chain:
+        loop = " -> ".join(step.name for step in (*chain[chain.index(file) :], file))
+        return f"leads back to itself: {loop}"
+    if len(chain) > DEEPEST:
+        return f"is too deep: more than {DEEPEST} files name one another in a row"
+    return ""
+
+
+def _near_file(folder: Path, name: str) -> str:
+    try:
+        names = sorted(file.name for file in folder.glob("*.toml"))
+    except OSError:
+        return ""
+    return nearest(os.path.basename(name), [other for other in names if other != os.path.basename(name)])

@@ -1,0 +1,91 @@
+"""JSON Schema of a scenario file as people write it, for editors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clustersim.spec.references import GPU, MODEL, SERVER, TOPOLOGY, catalogue_entries
+from clustersim.spec.scenario import Scenario
+
+#: Tables that may be given by reference: definition → kind.
+_REFERRED = {
+    "Model": MODEL,
+    "Server": SERVER,
+    "Gpu": GPU,
+    "SingleServer": TOPOLOGY,
+    "RailFatTree": TOPOLOGY,
+    "FatTree": TOPOLOGY,
+    "Nvl72": TOPOLOGY,
+    "VertexByVertex": TOPOLOGY,
+}
+
+#: Tables that may be completed by the file that `extends` names.
+_EXTENDED = ("Deployment", "Workload", "Gating", "Network", "TraceLevel", "Claimed")
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema: references are a name or a table with `from`, and `extends` frees from completeness.
+
+    Returns  a draft 2020-12 schema as nested dictionaries
+    """
+    schema = Scenario.model_json_schema(mode="validation")
+    definitions: dict[str, Any] = schema["$defs"]
+    required = {name: definitions[name].pop("required", []) for name in (*_REFERRED, *_EXTENDED)}
+    for name, kind in _REFERRED.items():
+        definitions[name]["properties"]["from"] = {"type": "string", "description": f"or {kind.wanted}"}
+    for name in ("Gpu", "Server"):
+        _by_name(definitions, name, _complete(required[name]))
+    _by_name(definitions, "Model", {})
+    pair = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
+    definitions["Tile"] = {"anyOf": [pair, definitions["Tile"]]}
+    topology = schema["properties"]["topology"]
+    families = topology.pop("oneOf")
+    topology.pop("discriminator", None)
+    # Without `required`, a table may fit several families: "one of" would then refuse it.
+    topology["anyOf"] = [{"type": "string", "description": TOPOLOGY.wanted}, *families]
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "pattern": r"\.toml$",
+        "description": "a scenario file that this one is laid over",
+    }
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["if"] = {"not": {"required": ["extends"]}}
+    schema["then"] = {
+        "required": schema.pop("required"),
+        "properties": {
+            "workload": {"required": required["Workload"]},
+            "claimed": {"required": required["Claimed"]},
+            "model": _complete(required["Model"]),
+            "topology": {
+                "anyOf": [
+                    {"type": "string"},
+                    {"required": ["from"]},
+                    *(
+                        {
+                            "properties": {"family": definitions[name]["properties"]["family"]},
+                            "required": required[name],
+                        }
+                        for name, kind in _REFERRED.items()
+                        if kind is TOPOLOGY
+                    ),
+                ]
+            },
+        },
+    }
+    return schema
+
+
+def _complete(keys: list[str]) -> dict[str, Any]:
+    """A name, a table with `from`, or a table with all of these keys."""
+    return {"anyOf": [{"type": "string"}, {"required": ["from"]}, {"required": keys}]}
+
+
+def _by_name(definitions: dict[str, Any], name: str, condition: dict[str, Any]) -> None:
+    """Let a name from the catalogue stand for the table."""
+    kind = _REFERRED[name]
+    named = {
+        "type": "string",
+        "description": kind.wanted,
+        "examples": list(catalogue_entries(kind.catalogue)),
+    }
+    definitions[name] = {"anyOf": [named, definitions[name]], **({"allOf": [condition]} if condition else {})}

@@ -1,0 +1,156 @@
+"""What a scenario means before anything runs: sizes, memory, groups, operators, lower bounds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clustersim.engine.tokenbatch import Routes
+from clustersim.errors import pick
+from clustersim.physics.bounds import Work, lower_bounds, work_of
+from clustersim.plan.gating import expert_counts
+from clustersim.plan.layout import Layout
+from clustersim.plan.lowering import load_of, lower
+from clustersim.plan.memory import needs, weight_bytes
+from clustersim.plan.parameters import (
+    active_parameters,
+    attention_parameters,
+    expert_parameters,
+    total_parameters,
+)
+from clustersim.plan.stepgraph import StepGraph
+from clustersim.plan.topology import summary as topology_summary
+from clustersim.serving.arrivals import requests
+from clustersim.serving.batching import Pass, microbatches
+from clustersim.serving.router import ROUTERS
+from clustersim.spec.model import FORMAT_BYTES
+from clustersim.spec.scenario import Scenario
+
+#: A stated size further than this from what the dimensions give is a contradiction, not a rounding.
+_ROUNDING = 0.05
+
+
+def preview(scenario: Scenario, layout: Layout) -> dict[str, Any]:
+    """Everything `clustersim preview` shows, as JSON values in SI units.
+
+    Returns  name, model, memory, groups, topology, phases (operators and bounds of the first step of
+             each), notes
+    """
+    passes = _first_steps(scenario)
+    routes = Routes(layout)
+    return {
+        "name": scenario.name,
+        "model": _model(scenario),
+        "memory": [
+            {"stage": stage, "parts": need.parts(), "total": need.total}
+            for stage, need in enumerate(needs(scenario))
+        ],
+        "memory_limit": layout.topology.gpu.memory * scenario.deployment.memory_fraction,
+        "gpu": layout.topology.gpu.name,
+        "groups": _groups(scenario, layout),
+        "topology": topology_summary(layout.topology),
+        "phases": {phase: _step(scenario, layout, routes, chosen) for phase, chosen in passes.items()},
+        "notes": _notes(scenario),
+    }
+
+
+def _model(scenario: Scenario) -> dict[str, Any]:
+    model, d = scenario.model, scenario.deployment
+    size = FORMAT_BYTES[model.format]
+    return {
+        "name": model.name,
+        "total_parameters": total_parameters(model),
+        "active_parameters": active_parameters(model),
+        "parameters_per_gpu": [weight_bytes(model, d, s) / size for s in range(d.pipeline_parallel)],
+        "attention_parameters_per_layer": attention_parameters(model),
+        "expert_parameters": expert_parameters(model),
+        "stated_parameters": model.stated_parameters or None,
+    }
+
+
+def _groups(scenario: Scenario, layout: Layout) -> list[dict[str, Any]]:
+    """Kind, how many, size, and the first group's ranks."""
+    groups = layout.groups
+    found = []
+    for name, ranks in (
+        ("pipeline stage", groups.stage),
+        ("TP", groups.tp),
+        ("EP", groups.ep),
+        ("ETP", groups.etp),
+    ):
+        flat = ranks.reshape(-1, ranks.shape[-1])
+        servers = max(len(np.unique(layout.topology.server[row])) for row in flat)
+        found.append(
+            {
+                "group": name,
+                "count": len(flat),
+                "size": flat.shape[1],
+                "first": flat[0].tolist(),
+                "servers": servers,
+            }
+        )
+    return found
+
+
+def _first_steps(scenario: Scenario) -> dict[str, list[Pass]]:
+    """The passes of the first step of every phase."""
+    shards = scenario.deployment.data_parallel
+    batch = requests(scenario.workload, scenario.seed)[0]
+    router = pick(ROUTERS, scenario.workload.router, "workload.router")
+    placed = list(zip(batch, router(batch, np.zeros(shards, dtype=np.int64)), strict=True))
+    found: dict[str, dict[int, list[Pass]]] = {}
+    for chain in microbatches(placed, scenario.workload, shards):
+        for one in chain:
+            found.setdefault(one.phase, {}).setdefault(one.index, []).append(one)
+    return {phase: steps[min(steps)] for phase, steps in found.items()}
+
+
+def _step(scenario: Scenario, layout: Layout, routes: Routes, passes: Sequence[Pass]) -> dict[str, Any]:
+    graphs = [_graph(scenario, layout, one, number) for number, one in enumerate(passes)]
+    works = [_work(graph, routes, len(layout.topology.links.bandwidth)) for graph in graphs]
+    bounds = lower_bounds(
+        works, layout.topology.gpu, scenario.model.format, layout.topology.links.bandwidth
+    )
+    first = graphs[0]
+    return {
+        "microbatches": len(passes),
+        "tokens": sum(graph.tokens for graph in graphs),
+        "flop": sum(graph.flop for graph in graphs),
+        "operators": dict(Counter(op.name for op in first.operators)),
+        "operators_per_rank": [
+            sum(op.stage == stage for op in first.operators) for stage in range(len(first.ranks))
+        ],
+        "bounds": {"compute": bounds.compute, "memory": bounds.memory, "network": bounds.network},
+    }
+
+
+def _graph(scenario: Scenario, layout: Layout, one: Pass, number: int) -> StepGraph:
+    batch = one.batch(scenario.deployment.data_parallel)
+    slices = load_of(batch, layout).slices
+    counts = expert_counts(slices, scenario.model, scenario.gating, scenario.seed, number)
+    return lower(batch, counts, layout)
+
+
+def _work(graph: StepGraph, routes: Routes, links: int) -> Work:
+    carried = np.zeros(links)
+    for op in graph.operators:
+        if op.exchange is not None:
+            carried += routes.of(op.exchange).carried
+    return work_of(graph, carried)
+
+
+def _notes(scenario: Scenario) -> list[str]:
+    model = scenario.model
+    found, stated = total_parameters(model), model.stated_parameters
+    notes = []
+    if stated and abs(found / stated - 1) > _ROUNDING:
+        experts = model.layers * model.experts * expert_parameters(model)
+        notes.append(
+            f"The source calls this model {stated / 1e9:,.3g}B, but its dimensions give "
+            f"{found / 1e9:,.4g} billion parameters, {experts / 1e9:,.4g} billion of them in "
+            f"{model.layers} x {model.experts} experts; the dimensions are what is simulated."
+        )
+    return notes

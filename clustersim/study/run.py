@@ -1,0 +1,153 @@
+"""One question: what happens when this scenario runs?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clustersim.analysis.summary import summarize
+from clustersim.engine.simulation import simulate
+from clustersim.errors import ClustersimError, Mistake, ScenarioError
+from clustersim.plan.layout import Layout, lay_out
+from clustersim.plan.memory import does_not_fit
+from clustersim.spec.reading import gpu_of, read_scenario
+from clustersim.spec.scenario import Scenario
+from clustersim.spec.writing import scenario_hash, to_toml
+from clustersim.trace.record import Trace
+from clustersim.trace.results import newest, read_summary, write_result
+from clustersim.trace.tables import Tables
+
+Tell = Callable[[int, int], None]
+
+#: Folders of examples that an installed package carries, and where it keeps them.
+_EXAMPLES = ("workloads", "topologies")
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What a run gave.
+
+    scenario  what was asked, every default filled in
+    summary   the content of summary.json
+    trace     tables by name: trace["spans"].to_pandas()
+    """
+
+    scenario: Scenario
+    summary: dict[str, Any]
+    trace: Tables
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the result folder whole or not at all.
+
+        Raises   ResultError where the folder holds something that is not a result
+        """
+        target = Path(folder)
+        write_result(target, to_toml(self.scenario), self.summary, self.trace.raw)
+        return target
+
+
+def find(path: str | Path) -> Path:
+    """The scenario file; an installed package carries the examples, wherever one stands."""
+    wished = Path(path)
+    if wished.exists() or wished.is_absolute() or wished.parts[:1] not in {(e,) for e in _EXAMPLES}:
+        return wished
+    packaged = [folder / wished for folder in (_PACKAGE / "_data", _PACKAGE.parent)]
+    return next((p for p in packaged if ".." not in wished.parts and p.is_file()), wished)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+    """A scenario file → Scenario.
+
+    overrides  "key.path=value" texts, as after --set
+    Raises     ScenarioError with every mistake of the file, and when it does not fit into memory
+    """
+    scenario = read_scenario(find(path), overrides)
+    mistakes = does_not_fit(scenario, gpu_of(scenario.topology))
+    if mistakes:
+        raise ScenarioError(str(path), mistakes)
+    return scenario
+
+
+def laid_out(scenario: Scenario, shown: str) -> Layout:
+    """Scenario → Layout; what only the plan can see is a mistake of the file, too.
+
+    shown    what the user calls the scenario
+    """
+    try:
+        return lay_out(scenario)
+    except ClustersimError as error:
+        raise ScenarioError(shown, [Mistake("", str(error))]) from error
+
+
+def run_scenario(scenario: Scenario, shown: str = "", tell: Tell = lambda done, all_: None) -> Result:
+    """Simulates a scenario.
+
+    shown    what the user calls it, for messages
+    tell     called after every pass with (done, all)
+    """
+    started = time.perf_counter()
+    layout = laid_out(scenario, shown or scenario.name)
+    facts = {
+        "name": scenario.name,
+        "scenario_hash": scenario_hash(scenario),
+        "seed": scenario.seed,
+        "phase": scenario.workload.phase,
+        "claimed": dict(scenario.claimed) if scenario.claimed else None,
+        "scenario": to_toml(scenario),
+    }
+    try:
+        trace = simulate(scenario, layout, facts, tell)
+    except ClustersimError as error:
+        raise ScenarioError(shown or scenario.name, [Mistake("", str(error))]) from error
+    wall = time.perf_counter() - started
+    # Wall time is no property of the scenario: it stands in the summary, never in the trace.
+    summary = summarize(Trace(trace.tables, {**trace.facts, "wall_seconds": wall}))
+    return Result(scenario, summary, Tables(trace))
+
+
+def run(
+    path: str | Path,
+    overrides: Sequence[str] | Mapping[str, object] = (),
+    *,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    tell: Tell = lambda done, all_: None,
+) -> Result:
+    """Runs a scenario file.
+
+    overrides  "key.path=value" texts, or a mapping of key paths to values
+    seed       replaces the scenario's seed
+    out        result folder to write; by default nothing is written
+    Returns    Result with .summary and .trace
+    Raises     ScenarioError with all mistakes of the input; ResultError where `out` cannot be written
+    """
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={value}" for key, value in overrides.items()]
+    extra = [f"seed={seed}"] if seed is not None else []
+    scenario = load(path, [*overrides, *extra])
+    result = run_scenario(scenario, str(path), tell)
+    if out is not None:
+        result.save(out)
+    return result
+
+
+def result_folder(scenario: Scenario, root: Path = Path("results")) -> Path:
+    """Where a scenario's result lies by default: <root>/<name>-<hash>."""
+    return root / f"{scenario.name}-{scenario_hash(scenario)}"
+
+
+def save_failure(scenario: Scenario, folder: Path, error: BaseException) -> None:
+    """Leaves a result folder that says why there is no result."""
+    about = {"name": scenario.name, "seed": scenario.seed, "error": f"{type(error).__name__}: {error}"}
+    write_result(folder, to_toml(scenario), about, None)
+
+
+def peers(scenario: Scenario, root: Path) -> dict[str, dict[str, Any]]:
+    """The newest result of the scenario that this one's claim is set against, if there is one."""
+    against = scenario.claimed.against if scenario.claimed else None
+    folder = newest(root, against) if against else None
+    return {against: read_summary(folder)} if against and folder else {}

@@ -1,0 +1,144 @@
+"""The trace on disk: one Parquet file per table, and facts.json. The only door to Parquet.
+
+The same trace gives the same bytes: nothing in a file depends on when or where it was written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clustersim.errors import ResultError
+from clustersim.trace.plain import json_text
+from clustersim.trace.record import TABLES, Columns, Text, Trace
+
+#: Changed whenever a table or column changes its meaning; other versions are refused.
+TRACE_VERSION = 1
+
+_ROW_GROUP = 1 << 20
+_FACTS = "facts.json"
+_UNIT = re.compile(r"(?:^|, )(s|bytes|bytes/s|token-seconds)(?:;|$)")
+# Numbers and times mostly grow from row to row: differences and split bytes halve the file.
+_ENCODINGS = {
+    "int32": "DELTA_BINARY_PACKED",
+    "int64": "DELTA_BINARY_PACKED",
+    "float64": "BYTE_STREAM_SPLIT",
+}
+
+
+def write(trace: Trace, folder: Path) -> None:
+    """Writes `<table>.parquet` for every table, and facts.json.
+
+    folder   made if it is missing
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for table, expected in TABLES.items():
+        pq.write_table(
+            to_arrow(trace.tables[table], table),
+            folder / f"{table}.parquet",
+            row_group_size=_ROW_GROUP,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=[column for column, (dtype, _) in expected.items() if dtype == "text"],
+            column_encoding={
+                column: _ENCODINGS[dtype] for column, (dtype, _) in expected.items() if dtype != "text"
+            },
+            write_page_checksum=True,
+        )
+    facts = {"trace_version": TRACE_VERSION, **trace.facts}
+    (folder / _FACTS).write_text(json_text(facts), encoding="utf-8")
+
+
+def read(folder: Path) -> Trace:
+    """The trace that `write` wrote; its arrays are read-only.
+
+    Raises   ResultError if a file is missing, damaged, or not of this version's form
+    """
+    facts = _read_facts(folder / _FACTS)
+    return Trace({table: _read_table(folder / f"{table}.parquet", table) for table in TABLES}, facts)
+
+
+def to_arrow(columns: Columns, table: str = "") -> pa.Table:
+    """The columns as an Arrow table, without copying numbers; text columns become dictionaries.
+
+    table    name in TABLES whose column descriptions go along as field metadata; "" for none
+    """
+    expected = TABLES.get(table, {})
+    arrays = {name: _arrow_array(column) for name, column in columns.items()}
+    fields = [
+        pa.field(name, array.type, metadata=_field_metadata(columns[name], expected.get(name)))
+        for name, array in arrays.items()
+    ]
+    return pa.Table.from_arrays(list(arrays.values()), schema=pa.schema(fields))
+
+
+def _arrow_array(column: np.ndarray | Text) -> Any:
+    if isinstance(column, Text):
+        words = pa.array(column.words, type=pa.string())
+        return pa.DictionaryArray.from_arrays(pa.array(column.codes), words)
+    return pa.array(column)
+
+
+def _field_metadata(column: np.ndarray | Text, expected: tuple[str, str] | None) -> dict[str, str] | None:
+    if expected is None:
+        return None
+    metadata = {"doc": expected[1]}
+    unit = _UNIT.search(expected[1])
+    if unit is not None:
+        metadata["unit"] = unit.group(1)
+    if isinstance(column, Text) and not len(column):
+        # A column without rows has no dictionary page that could keep its words.
+        metadata["words"] = json.dumps(column.words)
+    return metadata
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultError(f"{path}: there is no trace here; {_FACTS} is missing") from None
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: damaged: {error}") from error
+    version = facts.pop("trace_version", None) if isinstance(facts, dict) else None
+    if version != TRACE_VERSION:
+        raise ResultError(f"{path}: trace version {version!r} is not {TRACE_VERSION}; run the scenario again")
+    assert isinstance(facts, dict)
+    return facts
+
+
+def _read_table(path: Path, table: str) -> Columns:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            found = file.read().combine_chunks()
+    except FileNotFoundError:
+        raise ResultError(f"{path}: missing; the trace is not whole") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ResultError(f"{path}: damaged: {error}") from error
+    if found.column_names != list(TABLES[table]):
+        raise ResultError(f"{path}: its columns are not those of {table}: {', '.join(found.column_names)}")
+    return {name: _column(found, name, dtype, path) for name, (dtype, _) in TABLES[table].items()}
+
+
+def _column(found: pa.Table, name: str, dtype: str, path: Path) -> np.ndarray | Text:
+    field = found.schema.field(name)
+    wanted = pa.dictionary(pa.int32(), pa.string()) if dtype == "text" else pa.from_numpy_dtype(dtype)
+    if field.type != wanted or found[name].null_count:
+        raise ResultError(f"{path}: column {name} holds {field.type}, not {wanted} without gaps")
+    if dtype != "text":
+        return _numbers(found[name], dtype)
+    if not len(found):
+        words = json.loads((field.metadata or {}).get(b"words", b"[]"))
+        return Text(np.empty(0, dtype="int32"), tuple(words))
+    chunk = found[name].unify_dictionaries().combine_chunks()
+    return Text(_numbers(chunk.indices, "int32"), tuple(chunk.dictionary.to_pylist()))
+
+
+def _numbers(array: Any, dtype: str) -> np.ndarray:
+    numbers: np.ndarray = array.to_numpy() if len(array) else np.empty(0, dtype=dtype)
+    return numbers

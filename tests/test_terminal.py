@@ -1,0 +1,141 @@
+"""What people read: every number that matters, at any width, and no file steers the terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from synthetic import CLAIM, FACTS, tiny
+
+from clustersim.analysis.summary import summarize
+from clustersim.errors import Mistake, ScenarioError
+from clustersim.report.terminal import show, show_mistakes
+from clustersim.trace.record import Recorder
+
+WHOLE = summarize(tiny(claimed=CLAIM, faults=True))
+
+
+def console(width: int = 100, encoding: str = "utf-8", colours: bool = False) -> Console:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    return Console(
+        file=file, width=width, force_terminal=colours, color_system="truecolor" if colours else None
+    )
+
+
+def printed(to: Console) -> str:
+    file: Any = to.file
+    content: bytes = file.buffer.getvalue()
+    return content.decode(file.encoding)
+
+
+def shown(summary: dict[str, Any], to: Console | None = None, **more: Any) -> str:
+    to = to or console()
+    show(summary, to, **more)
+    return printed(to)
+
+
+def test_the_page_says_what_the_run_found() -> None:
+    page = shown(WHOLE, peers={"other": WHOLE}, path=Path("results/tiny-0123456789ab"))
+    for said in (
+        "tiny  seed 7  10 s simulated  10 operators  in 250 ms",
+        "0.5 tokens/s  (output 0.5, input 0)",
+        "Where a decode step's 4 s go, mean over GPUs",
+        "2 steps, 0.5 tokens/s; step 4 s; bounds: memory 1.5 s, network 500 ms, compute 100 ms",
+        "combine of rank 0",
+        "s0/gpu0->s0/nvswitch",
+        "busiest rank 1.75 x the mean load (2.00 x at worst)",
+        "rank 1: 90 B of 100 B: weights 60 B, kv 30 B",
+        "claimed by a brochure",
+        "formula 10",
+        "other: TPOT",
+        "  - Faults were at work: slow_gpu at rank 1.",
+        "Result: results/tiny-0123456789ab",
+    ):
+        assert said in page
+    assert re.search(r"TPOT +1 s +4 s +4 x", page)
+    assert re.search(r"attention +█{30} +1\.75 s +0 s +43\.8%", page)
+    assert re.search(r"combine +█{9}░{8} +500 ms +500 ms +25\.0%", page)
+    assert re.search(r"idle +1\.25 s +31\.2%", page)
+    assert re.search(r"send \(transfer\) +beside +1\.25 s +250 ms", page)
+    assert re.search(r"wait +0\.0% +10\.0% +20\.0%", page)
+
+
+def test_a_piped_page_has_no_colours_and_no_padding() -> None:
+    page = shown(WHOLE)
+    assert "\x1b" not in page
+    assert all(line == line.rstrip() for line in page.split("\n"))
+    assert "\x1b" in shown(WHOLE, console(colours=True))
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_page_is_no_wider_than_the_terminal(width: int) -> None:
+    page = shown(WHOLE, console(width), peers={"other": WHOLE})
+    assert max(len(line) for line in page.split("\n")) <= width
+
+
+def test_a_terminal_without_block_characters_gets_others() -> None:
+    page = shown(WHOLE, console(encoding="ascii"))
+    assert "# busy  . waiting" in page
+
+
+def test_what_a_file_says_is_neither_markup_nor_an_escape_sequence() -> None:
+    summary = deepcopy(WHOLE)
+    summary["name"] = "[bold]x[/bold] [/] :smile:"
+    summary["gpus"][0]["gpu"] = "[red]g"
+    summary["gpus"][1]["waited_for"] = {"operator": "[/nonsense]", "rank": None}
+    summary["links"][0]["link"] = "\x1b[2Ja\n->b"
+    summary["notes"] = ["[link=x]note[/link]"]
+    summary["claimed"]["source"] = "[blink]"
+    page = shown(summary, peers={"[i]peer": WHOLE}, path=Path("[u]here"))
+    for said in ("[bold]x[/bold] [/] :smile:", "[red]g", "[/nonsense]", r"\x1b[2Ja\n->b"):
+        assert said in page
+    for said in ("[link=x]note[/link]", "[blink]", "[i]peer", "[u]here"):
+        assert said in page
+    assert "\x1b" not in page
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        summarize(tiny(spans=False, experts=False, prices=None)),
+        summarize(tiny(requests={"input_tokens": 5, "first_token": float("nan"), "output_tokens": 0})),
+        summarize(Recorder().finish({**FACTS, "simulated_seconds": 0.0, "claimed": CLAIM})),
+        summarize(tiny(prices={"formula": {"count": 3, "seconds": 0.5}, "list": [1, "x"]})),
+    ],
+)
+def test_what_is_missing_is_left_out(summary: dict[str, Any]) -> None:
+    page = shown(summary, peers={"other": WHOLE, "failed": {"error": "x"}})
+    assert page.startswith("tiny")
+    assert "None" not in page and "nan" not in page
+
+
+def test_shares_of_price_origins_are_percentages() -> None:
+    page = shown({**WHOLE, "prices": {"measured": 0.25, "extrapolated": 0.0, "formula": 0.75}})
+    assert "  measured 25.0%, formula 75.0%\n" in page
+
+
+def test_many_small_parts_are_added_up() -> None:
+    summary = deepcopy(WHOLE)
+    part = {"kind": "compute", "stream": "compute", "busy": 0.1, "wait": 0.0}
+    summary["phases"]["decode"]["parts"] = [{**part, "operator": f"op{n}"} for n in range(15)]
+    assert re.search(r"3 others +█+ +300 ms", shown(summary))
+
+
+def test_a_failed_run_says_why() -> None:
+    page = shown({"name": "tiny", "error": "does not [fit]"}, path=Path("results/x"))
+    assert page == "tiny\n  failed: does not [fit]\n\nResult: results/x\n"
+
+
+def test_mistakes_are_printed_one_per_line_as_they_are() -> None:
+    problem = '"[red]x[/]" is not known :smile: ' + "and this goes on " * 20 + "\nto a second line"
+    error = ScenarioError("a.toml", [Mistake("model.layers", problem, 3), Mistake("", "empty")])
+    to = console(width=40)
+    show_mistakes(error, to)
+    lines = printed(to).split("\n")
+    assert lines[0] == f"a.toml:3: model.layers: {problem}".replace("\n", r"\n")
+    assert lines[1:] == ["a.toml: empty", ""]
