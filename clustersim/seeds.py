@@ -14,8 +14,5 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
     names    what draws, e.g. ("gating", layer)
     Returns  a generator that depends on nothing else: not on call order, not on PYTHONHASHSEED
     """
-    words = [
-        int.from_bytes(hashlib.sha256(repr(name).encode()).digest()[:8], "little")
-        for name in names
-    ]
+    words = [int.from_bytes(hashlib.sha256(repr(name).encode()).digest()[:8], "little") for name in names]
     return np.random.default_rng(np.random.SeedSequence([seed, *words]))

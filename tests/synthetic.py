@@ -159,6 +159,7 @@ def _experts(recorder: Recorder) -> None:
         token_batch=[0, 0, 1, 1],
         layer=0,
         rank=[0, 1, 0, 1],
+        ep_rank=[0, 1, 0, 1],
         slot=0,
         expert=[0, 1, 0, 1],
         tokens=[3, 1, 0, 4],

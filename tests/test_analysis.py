@@ -212,7 +212,7 @@ def test_imbalance_is_what_a_loop_over_rows_says(seed: int, rows: int) -> None:
     ]
     recorder = Recorder()
     times = dict.fromkeys(("first_arrival", "last_arrival", "served", "done", "wait"), 0.0)
-    places = {"token_batch": passes, "layer": layers, "rank": ranks, "slot": 0, "expert": 0}
+    places = {"token_batch": passes, "layer": layers, "rank": ranks, "ep_rank": ranks, "slot": 0, "expert": 0}
     recorder.rows("experts", **places, tokens=tokens, length=tokens, **times)
     found = experts(recorder.finish(FACTS))
     if not wanted:

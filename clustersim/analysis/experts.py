@@ -13,8 +13,9 @@ from clustersim.trace.record import Columns, Trace
 def experts(trace: Trace) -> dict[str, Any] | None:
     """Imbalance, queues and service of the expert copies; None if no expert was at work.
 
-    imbalance     largest ÷ mean tokens over the ranks of one (token batch, layer): mean and largest
-                  over those
+    imbalance     largest ÷ mean tokens over the EP ranks of one (token batch, layer): mean and
+                  largest over those; ranks that share an expert (ETP) count as one, for they work on
+                  the same tokens
     queue_wait    s a token stood in its queue: every queue counts with its mean wait and the weight
                   of its tokens; the largest is from the first arrival to the service of one queue
     queue_length  tokens in the queue when service began, over the queues that had any
@@ -40,9 +41,9 @@ def experts(trace: Trace) -> dict[str, Any] | None:
 
 def _imbalance(table: Columns) -> dict[str, float]:
     layers = int(numbers(table, "layer").max()) + 1
-    ranks = int(numbers(table, "rank").max()) + 1
+    ranks = int(numbers(table, "ep_rank").max()) + 1
     place = numbers(table, "token_batch").astype("int64") * layers + numbers(table, "layer")
-    pairs, member = np.unique(place * ranks + numbers(table, "rank"), return_inverse=True)
+    pairs, member = np.unique(place * ranks + numbers(table, "ep_rank"), return_inverse=True)
     per_rank = np.bincount(member, weights=numbers(table, "tokens"))
     starts = np.flatnonzero(np.diff(pairs // ranks, prepend=-1))
     total = np.add.reduceat(per_rank, starts)

@@ -68,7 +68,7 @@ SCHEMA: dict[str, str] = {
     "bounds.network": "as in the phases, mean over all steps, s",
     "bounds.bound_by": "the largest of the three",
     "mfu": "useful FLOP of all GPUs / what they could have done at peak rate in the window",
-    "experts.imbalance.mean": "largest / mean tokens over the ranks of one layer of one token batch; "
+    "experts.imbalance.mean": "largest / mean tokens over the EP ranks of one layer of one token batch; "
     "mean over those",
     "experts.imbalance.max": "the largest over those",
     "experts.queue_wait.mean": "time a token stood in its expert's queue, mean over tokens, s",

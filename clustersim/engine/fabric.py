@@ -81,7 +81,8 @@ class Meeting:
     def flow_done(self, at: int, positions: np.ndarray) -> None:
         """The network has delivered flows of round `at`."""
         one_round = self.routed.rounds[at]
-        self.ends[at][positions] = self._fabric.now
+        # The clock's own time: the network's may be an ulp later than when the receiver goes on.
+        self.ends[at][positions] = self._fabric.env.now
         pending = self._pending[at]
         if len(positions) < _FEW:
             touched = set()
@@ -187,7 +188,7 @@ class Fabric:
             if flows is None:
                 continue
             where = slice(None) if positions is None else positions
-            meeting.starts[at][where] = now
+            meeting.starts[at][where] = self.env.now
             self._in_flight[self._keys] = (meeting, at, positions, len(flows.size))
             self._network.start(flows, self._keys, now)
             self._keys += 1

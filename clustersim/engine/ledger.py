@@ -233,6 +233,7 @@ class Ledger:
             token_batch=batch.number,
             layer=op.layer,
             rank=rank.ravel(),
+            ep_rank=np.tile(holder, groups),
             slot=slot.ravel(),
             expert=np.tile(queue.copies, groups),
             tokens=tokens.sum(axis=1).ravel(),

@@ -99,12 +99,14 @@ class Routes:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._held: dict[tuple[str, bytes, bytes], RoutedExchange] = {}
+        self._held: dict[tuple[str, tuple[int, ...], bytes, bytes], RoutedExchange] = {}
         self._flows = 0
 
     def of(self, exchange: Exchange) -> RoutedExchange:
         """The exchange's rounds of flows on links; equal exchanges share them."""
-        key = (exchange.kind, exchange.groups.tobytes(), exchange.size.tobytes())
+        # The same ranks in other groups have the same bytes; only the shape tells them apart.
+        groups = exchange.groups
+        key = (exchange.kind, groups.shape, groups.tobytes(), exchange.size.tobytes())
         held = self._held.get(key)
         if held is None:
             layout = self._layout

@@ -40,13 +40,15 @@ class _Link:
     """One link: the chunk in service, those that queue, and the flows that begin here.
 
     capacity  bytes/s
-    queue     (flow, hop, bytes) in order of arrival
-    sources   heap of (turn, number, flow); at most one of their chunks is in the queue at a time
+    queue     (flow, hop, bytes) in order of arrival; None is a place for a fresh chunk, of whichever
+              flow has its turn then; at most one is there at a time (`offered`)
+    sources   heap of (turn, number, flow): those with fresh chunks for this link
+    turn      where the flow stood whose fresh chunk was served last, bytes sent per weight
     serving   the chunk in service, None if idle; `left` bytes of it were left at `since`
     """
 
     capacity: float
-    queue: deque[tuple[_Flow, int, float]] = field(default_factory=deque)
+    queue: deque[tuple[_Flow, int, float] | None] = field(default_factory=deque)
     sources: list[tuple[float, int, _Flow]] = field(default_factory=list)
     offered: bool = False
     turn: float = 0.0
@@ -118,28 +120,32 @@ class Chunked:
         half = min(self._chunk, flow.unsent) / 2 / flow.weight
         heappush(link.sources, (flow.turn + half, next(self._counter), flow))
 
-    def _offer(self, link: _Link) -> None:
-        """Puts the next fresh chunk into the queue, if none waits there."""
-        if link.offered or not link.sources:
-            return
-        link.turn, _, flow = heappop(link.sources)
+    def _fresh(self, link: _Link) -> tuple[_Flow, int, float]:
+        """The next chunk of the flow whose turn it is."""
+        _, _, flow = heappop(link.sources)
         size = min(self._chunk, flow.unsent)
+        link.turn = flow.turn
         flow.unsent -= size
         flow.turn += size / flow.weight
-        link.queue.append((flow, 0, size))
-        link.offered = True
         if flow.unsent > 0:
             self._line_up(link, flow)
+        link.offered = False
+        return flow, 0, size
+
+    def _offer(self, link: _Link) -> None:
+        """Keeps a place in the queue for a fresh chunk, if there is one."""
+        if link.sources and not link.offered:
+            link.queue.append(None)
+            link.offered = True
 
     def _serve(self, link: _Link, now: float) -> None:
+        """Begins with the next chunk, unless one is in service."""
         self._offer(link)
         if link.serving is not None or not link.queue:
             return
-        link.serving = _, hop, link.left = link.queue.popleft()
+        link.serving = _, _, link.left = link.queue.popleft() or self._fresh(link)
         link.since = now
-        if hop == 0:
-            link.offered = False
-            self._offer(link)
+        self._offer(link)
         self._time(link)
 
     def _time(self, link: _Link) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any
@@ -22,268 +21,88 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from clustersim.physics.maxmin import UNKNOWN, Phase, Rest, Shape
 from clustersim.physics.network import Finished, Flows
-
-#: A flow is done when less is left, bytes.
-_DONE = 0.5
-
-#: Links whose fair share differs by less are filled together; it bounds the error of the rates, and
-#: keeps roundoff among the equal ports of a symmetric exchange from being shared out port by port.
-_SAME = 1e-12
-
-#: Bytes/s of a flow that no link holds back; finite, so that it may be multiplied by 0 s.
-_UNBOUND = 1e300
 
 #: Flows times phases that are remembered per Flows value; it bounds the memory, not the answer.
 _REMEMBERED = 1 << 16
-
-
-def max_min_rates(
-    weight: np.ndarray, links: np.ndarray, capacity: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The max-min fair rates of flows that share links.
-
-    weight    float64[F] share weights, > 0
-    links     int[F, P] the links each flow crosses, padded with -1
-    capacity  float64[K] bytes/s, >= 0
-    Returns   float64[F] bytes/s, inf for an empty path, and int[F] for each flow a full link on
-              which no flow has a larger rate per weight, -1 for an empty path
-    Source    progressive filling: Bertsekas, Gallager, Data Networks, 2nd ed., section 6.5.2
-    """
-    table = np.where(links < 0, len(capacity), links).T
-    rate, bottleneck = _fill(weight, table, capacity)
-    return rate, np.where(bottleneck < len(capacity), bottleneck, -1)
-
-
-def _fill(weight: np.ndarray, table: np.ndarray, capacity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rates and bottlenecks as in max_min_rates; table int[P, F], padded with K.
-
-    All links that are the smallest to every one of their flows are filled in one go: the number of
-    rounds is the depth of who waits for whom, not the number of distinct rates.
-    """
-    links, flows = len(capacity), len(weight)
-    rate, bottleneck = np.full(flows, np.inf), np.full(flows, links)
-    room, rows = np.append(capacity, np.inf), np.flatnonzero((table < links).any(axis=0))
-    if len(rows) < flows:
-        weight, table = weight[rows], table[:, rows]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        while len(rows):
-            load = np.bincount(table.ravel(), np.tile(weight, len(table)), links + 1)
-            share = np.where(load > 0, room / load, np.inf)
-            share[links] = np.inf
-            level = share[table]
-            lowest = level.min(axis=0)
-            full = load > 0
-            full[table[lowest * (1 + _SAME) < level]] = False
-            full[links] = False
-            crossed = full[table]
-            settled = crossed.any(axis=0)
-            filled, at = weight * lowest, table[crossed.argmax(axis=0), np.arange(len(rows))]
-            if settled.all():
-                rate[rows], bottleneck[rows] = filled, at
-                break
-            rate[rows[settled]], bottleneck[rows[settled]] = filled[settled], at[settled]
-            filled[~settled] = 0.0
-            used = np.bincount(table.ravel(), np.tile(filled, len(table)), links + 1)
-            room = np.maximum(room - used, 0.0)
-            rows, weight, table = rows[~settled], weight[~settled], table[:, ~settled]
-    return rate, bottleneck
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """The flows of a pool as the solver sees them.
-
-    weight    float64[F]
-    batch     int[F] which of the pool's starts a flow belongs to
-    position  int[F] where in that start
-    links     int[U] the links of all paths
-    table     int[P, F] the paths as places in `links`, padded with U
-    """
-
-    weight: np.ndarray
-    batch: np.ndarray
-    position: np.ndarray
-    links: np.ndarray
-    table: np.ndarray
-
-
-class _Phase:
-    """The rates of a pool's flows from one re-share to the next. Times count from its beginning.
-
-    order  int[A] flows with bandwidth, as rows of the shape, in the order in which they are done
-    left   float64[A] bytes left at the beginning, in that order; rate bytes/s likewise
-    early  float64[A] when less than half a byte is left
-    ends   float64[A + 1] when the next flow ends if that many are done, inf for none
-    late   int[W] flows that still wait for their latency; late_left, late_wait likewise
-    joins  when the next of these begins, inf for none
-    """
-
-    def __init__(
-        self, shape: _Shape, rows: np.ndarray, left: np.ndarray, wait: np.ndarray, capacity: np.ndarray
-    ) -> None:
-        """rows int[R] of the shape, with their bytes left and s to wait; capacity float64[U]."""
-        begun = wait <= 0
-        self.late, self.late_left, self.late_wait = rows[~begun], left[~begun], wait[~begun]
-        self.joins = float(self.late_wait.min(initial=np.inf))
-        rows, left = rows[begun], left[begun]
-        near = left < _DONE
-        table = np.where(near, len(capacity), shape.table[:, rows])
-        rate, bottleneck = _fill(shape.weight[rows], table, capacity)
-        rate = np.minimum(rate, _UNBOUND)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            early, ends = (left - _DONE) / rate, np.where(near, 0.0, left / rate)
-        order = np.argsort(early, kind="stable")
-        self.order, self.left, self.rate = rows[order], left[order], rate[order]
-        self.early = early[order]
-        self.ends = np.append(np.minimum.accumulate(ends[order][::-1])[::-1], np.inf)
-        self.then: _Phase | None = None
-        self.number = 1
-        self._table, self._bottleneck, self._links = table[:, order], bottleneck[order], len(capacity)
-
-    @cached_property
-    def unfair(self) -> np.ndarray:
-        """bool[A + 1]: with that many done, one of them crossed the bottleneck of one that is not."""
-        flows, links = len(self.order), self._links
-        rank = np.arange(flows)
-        first, last = np.full(links + 1, flows), np.full(links + 1, -1)
-        first[self._table.T[::-1].ravel()] = np.repeat(rank[::-1], len(self._table))
-        last[self._bottleneck] = rank
-        first, last = first[:links], last[:links]
-        split = first < last
-        change = np.bincount(first[split] + 1, minlength=flows + 2)
-        change -= np.bincount(last[split] + 1, minlength=flows + 2)
-        return np.cumsum(change)[: flows + 1] > 0
-
-    def rest(self, done: int, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows that are not done at that time, their bytes left and s to wait (<= 0: begun)."""
-        left = np.maximum(self.left[done:] - self.rate[done:] * now, 0.0)
-        if not len(self.late):
-            return self.order[done:], left, np.zeros(len(left))
-        return (
-            np.concatenate([self.order[done:], self.late]),
-            np.concatenate([left, self.late_left]),
-            np.concatenate([np.zeros(len(left)), self.late_wait - now]),
-        )
 
 
 @dataclass(slots=True)
 class _Plan:
     """What is remembered for one Flows value.
 
-    size   float64[F] bytes
-    wait   float64[F] s each flow begins after the first
+    shape  its flows
+    rest   all of them, nothing sent yet; they wait for the first among them
     lead   s until the first begins
     first  phase in which the start begins when it is alone, once known
     """
 
-    shape: _Shape
-    size: np.ndarray
-    wait: np.ndarray
+    shape: Shape
+    rest: Rest
     lead: float
-    first: _Phase | None
+    first: Phase | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Crowd:
     """Flows on their way from one pool to another.
 
-    left      float64[R] bytes
-    wait      float64[R] s until they begin, <= 0: begun
-    weight    float64[R]
-    path      int[P, R] link numbers, padded with K
-    batch     int[R] which of the keys, position int[R] in its start
+    real   float64[4, R]: bytes left, s to wait, rate, weight
+    whole  int[3 + P, R]: batch, position, bottleneck, path; link numbers, padded with K
+    floor  as in Rest
+    keys   the start of each batch
     """
 
-    left: np.ndarray
-    wait: np.ndarray
-    weight: np.ndarray
-    path: np.ndarray
-    batch: np.ndarray
-    position: np.ndarray
+    real: np.ndarray
+    whole: np.ndarray
+    floor: float
     keys: list[Hashable]
-
-    @classmethod
-    def of(
-        cls,
-        shape: _Shape,
-        rows: np.ndarray,
-        left: np.ndarray,
-        wait: np.ndarray,
-        keys: list[Hashable],
-        no_link: int,
-    ) -> _Crowd:
-        path = np.append(shape.links, no_link)[shape.table[:, rows]]
-        return cls(left, wait, shape.weight[rows], path, shape.batch[rows], shape.position[rows], keys)
 
     def part(self, rows: np.ndarray) -> _Crowd:
         """These flows alone, with the keys they need."""
-        batches, batch = np.unique(self.batch[rows], return_inverse=True)
-        keys = [self.keys[b] for b in batches]
-        return _Crowd(
-            self.left[rows],
-            self.wait[rows],
-            self.weight[rows],
-            self.path[:, rows],
-            batch,
-            self.position[rows],
-            keys,
-        )
+        batches, batch = np.unique(self.whole[0, rows], return_inverse=True)
+        whole = np.concatenate([batch[None], self.whole[1:, rows]])
+        return _Crowd(self.real[:, rows], whole, self.floor, [self.keys[b] for b in batches])
 
 
 class _Pool:
-    """Flows in flight that no other flow in flight shares a link with.
+    """Flows in flight that share no link with any flow of another pool.
 
     keys    the starts they belong to
-    links   arrays of the links it holds
+    shape   the flows; links: arrays of the link numbers it holds
     phase   present rates, begun at `since`; `done` of its flows are done
     cut     when the phase ended, counted from its beginning; inf while it lasts
     alone   a single start at nominal capacities so far: the phases are those remembered
+    void    a capacity changed, the rates say nothing about the next ones
     crowds  flows that have met but not been shared out yet; empty otherwise
     """
 
-    __slots__ = (
-        "alone",
-        "crowds",
-        "cut",
-        "done",
-        "keys",
-        "links",
-        "number",
-        "phase",
-        "shape",
-        "since",
-        "version",
-    )
+    phase: Phase
+    shape: Shape
 
-    phase: _Phase
-    shape: _Shape
-
-    def __init__(self, number: int, keys: list[Hashable], since: float) -> None:
+    def __init__(self, number: int, keys: list[Hashable]) -> None:
         self.number = number
         self.keys = keys
         self.links: list[np.ndarray] = []
         self.crowds: list[_Crowd] = []
-        self.alone = False
+        self.alone = self.void = False
         self.version = 0
-        self.since = since
-        self.done = 0
-        self.cut = np.inf
 
-    def enter(self, phase: _Phase, since: float) -> None:
-        self.phase, self.since, self.done, self.cut = phase, since, 0, np.inf
+    def enter(self, phase: Phase, since: float) -> None:
+        self.phase, self.since, self.done, self.cut, self.void = phase, since, 0, np.inf, False
 
-    def crowd(self, now: float, no_link: int) -> list[_Crowd]:
-        """All its flows, as they are now."""
-        if self.crowds:
-            return self.crowds
-        offset = self.cut if self.cut < np.inf else max(now - self.since, 0.0)
-        return [_Crowd.of(self.shape, *self.phase.rest(self.done, offset), self.keys, no_link)]
+    def offset(self, now: float) -> float:
+        return self.cut if self.cut < np.inf else max(now - self.since, 0.0)
+
+    def rest(self, now: float) -> Rest:
+        """Its flows as they are now."""
+        rest = self.phase.rest(self.done, self.offset(now))
+        return rest._replace(floor=0.0) if self.void else rest
 
     def thinned(self) -> bool:
         """Whether so many of its starts are over that the rest may fall apart into several pools."""
-        rows = self.phase.rest(self.done, 0.0)[0]
-        return len(self.keys) > 1 and _few(self.shape.batch[rows], len(self.keys))
+        return len(self.keys) > 1 and _few(self.shape.batch[self.rest(self.since).rows], len(self.keys))
 
 
 class Fluid:
@@ -341,7 +160,7 @@ class Fluid:
         return isinstance(what, _Pool) and what.version != detail
 
     def _run(self, now: float) -> None:
-        """Lets happen what is due by now. Shares are made only when time has to move on."""
+        """Lets happen what is due by now. Rates are shared anew only when time has to move on."""
         events = self._events
         while True:
             upcoming = events[0][0] if events else np.inf
@@ -356,12 +175,19 @@ class Fluid:
     def _plan(self, flows: Flows) -> _Plan:
         path = np.where(flows.links < 0, len(self._nominal), flows.links).T
         lead = float(flows.latency.min())
-        flow = np.arange(len(flows.size))
-        shape = self._shape(flows.weight, path, np.zeros_like(flow), flow)
-        size = np.where((shape.table < len(shape.links)).any(axis=0), flows.size, 0.0)
-        return _Plan(shape, size, flows.latency - lead, lead, None)
+        rows = np.arange(len(flows.size))
+        shape = self._shape(flows.weight, path, np.zeros_like(rows), rows)
+        none = len(shape.links)
+        # A flow that crosses no link has nothing to send: it is done when its latency is over.
+        size = np.where((shape.table < none).any(axis=0), flows.size, 0.0)
+        unknown = np.full(len(rows), UNKNOWN), np.full(len(rows), none)
+        return _Plan(shape, Rest(rows, size, flows.latency - lead, *unknown, np.inf), lead, None)
 
-    def _shape(self, weight: np.ndarray, path: np.ndarray, batch: np.ndarray, position: np.ndarray) -> _Shape:
+    def _shape(self, weight: np.ndarray, path: np.ndarray, batch: np.ndarray, position: np.ndarray) -> Shape:
+        """Numbers the links of int[P, F] paths by their last occurrence, without sorting them.
+
+        The scratch then holds the place of each of these links, and of no link.
+        """
         path = np.ascontiguousarray(path)
         flat, scratch = path.ravel(), self._scratch
         places = np.arange(len(flat))
@@ -370,67 +196,78 @@ class Fluid:
         links = flat[scratch[flat] == places]
         scratch[links] = places[: len(links)]
         scratch[-1] = len(links)
-        return _Shape(weight, batch, position, links, scratch[flat].reshape(path.shape))
+        return Shape(weight, batch, position, links, scratch[flat].reshape(path.shape))
 
     def _activate(self, now: float, plan: _Plan, key: Hashable) -> None:
-        """The first flows of a start want bandwidth; whoever holds a link of them is joined."""
+        """The first flows of a start want bandwidth; whoever holds a link of theirs is joined."""
         links = plan.shape.links
-        pool = _Pool(next(self._numbers), [key], now)
+        pool = _Pool(next(self._numbers), [key])
         self._pools[pool.number] = pool
         owners = self._owner[links]
         if len(links) and owners.max() >= 0:
-            self._join(pool, plan, sorted({int(n) for n in owners if n >= 0}), now)
+            self._join(pool, plan, sorted({int(number) for number in owners if number >= 0}), now)
             return
         self._owner[links] = pool.number
         pool.links, pool.shape = [links], plan.shape
         pool.alone = not self._altered or np.array_equal(self._capacity[links], self._nominal[links])
         phase = plan.first if pool.alone else None
         if phase is None:
-            phase = _Phase(plan.shape, plan.shape.position, plan.size, plan.wait, self._capacity[links])
+            phase = Phase(plan.shape, plan.rest, self._capacity[links])
             if pool.alone:
                 plan.first = phase
         pool.enter(phase, now)
         self._expect(pool)
 
     def _join(self, pool: _Pool, plan: _Plan, others: Iterable[int], now: float) -> None:
-        shape = plan.shape
-        pool.links = [shape.links]
-        none = len(self._nominal)
-        pool.crowds = [_Crowd.of(shape, shape.position, plan.size, plan.wait, pool.keys, none)]
+        pool.links = [plan.shape.links]
+        newcomers = self._crowd(plan.shape, plan.rest, pool.keys)
         for number in others:
             other = self._pools.pop(number)
-            pool.crowds = other.crowd(now, none) + pool.crowds
-            pool.links = other.links + pool.links
+            pool.crowds += other.crowds or [self._crowd(other.shape, other.rest(now), other.keys)]
+            pool.links += other.links
+            pool.void |= other.void
             other.version = -1
+        pool.crowds.append(newcomers)
         for links in pool.links:
             self._owner[links] = pool.number
         self._unshared.append(pool)
+
+    def _crowd(self, shape: Shape, rest: Rest, keys: list[Hashable]) -> _Crowd:
+        rows, left, wait, rate, bottleneck, floor = rest
+        links = np.append(shape.links, len(self._nominal))
+        table = np.concatenate([bottleneck[None], shape.table[:, rows]])
+        who = np.stack([shape.batch[rows], shape.position[rows]])
+        real = np.stack([left, wait, rate, shape.weight[rows]])
+        return _Crowd(real, np.concatenate([who, links[table]]), floor, keys)
 
     def _alter(self, now: float, link: int, bandwidth: float) -> None:
         before, nominal = self._capacity[link], self._nominal[link]
         self._capacity[link] = bandwidth
         self._altered += int(bandwidth != nominal) - int(before != nominal)
         pool = self._pools.get(int(self._owner[link]))
-        if pool is not None and before != bandwidth:
-            pool.alone = False
-            self._cut(pool, max(now - pool.since, 0.0))
+        if pool is None or before == bandwidth:
+            return
+        pool.alone, pool.void = False, True
+        if not pool.crowds:
+            self._cut(pool, pool.offset(now))
 
     def _expect(self, pool: _Pool) -> None:
         """Notes when the pool's next flow ends or begins."""
-        phase = pool.phase
-        offset = min(float(phase.ends[pool.done]), phase.joins)
+        offset = min(float(pool.phase.ends[pool.done]), pool.phase.joins)
         if offset < np.inf:
             self._push(pool.since + offset, self._reach, pool, pool.version)
 
     def _reach(self, now: float, pool: _Pool, version: int) -> None:
+        """A flow of the pool ends or begins, unless the pool's rates have changed since."""
         if pool.version != version:
             return
         phase, before = pool.phase, pool.done
+        # The offset itself, not now - since: roundoff could find nobody done, for ever.
         offset = min(float(phase.ends[before]), phase.joins)
         pool.done = done = int(phase.early.searchsorted(offset, side="right"))
         if done > before:
             self._hand_out(pool, phase.order[before:done])
-        if done == len(phase.order) and not len(phase.late):
+        if done == len(phase.order) and not len(phase.late.rows):
             self._drop(pool)
         elif phase.joins <= offset or phase.unfair[done]:
             self._cut(pool, offset)
@@ -457,11 +294,10 @@ class Fluid:
 
     def _cut(self, pool: _Pool, offset: float) -> None:
         """Ends the phase; the new rates are worked out before time moves on."""
-        if pool.crowds or pool.cut < np.inf:
-            return
-        pool.cut = offset
         pool.version += 1
-        self._unshared.append(pool)
+        if pool.cut == np.inf:
+            pool.cut = offset
+            self._unshared.append(pool)
 
     def _share(self) -> None:
         unshared, self._unshared = self._unshared, []
@@ -478,8 +314,7 @@ class Fluid:
         phase = pool.phase
         then = phase.then if pool.alone else None
         if then is None:
-            rest = phase.rest(pool.done, pool.cut)
-            then = _Phase(pool.shape, *rest, self._capacity[pool.shape.links])
+            then = Phase(pool.shape, pool.rest(self._now), self._capacity[pool.shape.links])
             then.number = phase.number + 1
             if pool.alone and then.number * len(pool.shape.weight) <= _REMEMBERED:
                 phase.then = then
@@ -489,17 +324,20 @@ class Fluid:
     def _settle(self, pool: _Pool) -> None:
         """Puts the pool's flows into as many new pools as share no link."""
         no_link = len(self._nominal)
-        crowd = _joined(pool.crowd(self._now, no_link), no_link)
+        crowd = _joined(pool.crowds or [self._crowd(pool.shape, pool.rest(self._now), pool.keys)], no_link)
+        floor = 0.0 if pool.void else crowd.floor
         self._drop(pool)
-        for part in _apart(crowd, no_link) if _few(crowd.batch, len(crowd.keys)) else [crowd]:
-            shape = self._shape(part.weight, part.path, part.batch, part.position)
-            pool = _Pool(next(self._numbers), part.keys, self._now)
-            self._pools[pool.number] = pool
-            self._owner[shape.links] = pool.number
-            pool.links, pool.shape = [shape.links], shape
-            rows = np.arange(len(part.left))
-            pool.enter(_Phase(shape, rows, part.left, part.wait, self._capacity[shape.links]), self._now)
-            self._expect(pool)
+        for part in _apart(crowd, no_link) if _few(crowd.whole[0], len(crowd.keys)) else [crowd]:
+            left, wait, rate, weight = part.real
+            batch, position, bottleneck, *_ = part.whole
+            shape = self._shape(weight, part.whole[3:], batch, position)
+            rest = Rest(np.arange(len(left)), left, wait, rate, self._scratch[bottleneck], floor)
+            new = _Pool(next(self._numbers), part.keys)
+            new.shape, new.links = shape, [shape.links]
+            self._pools[new.number] = new
+            self._owner[shape.links] = new.number
+            new.enter(Phase(shape, rest, self._capacity[shape.links]), self._now)
+            self._expect(new)
 
 
 def _few(batch: np.ndarray, keys: int) -> bool:
@@ -512,23 +350,16 @@ def _joined(crowds: list[_Crowd], no_link: int) -> _Crowd:
     if len(crowds) == 1:
         return crowds[0]
     keys: list[Hashable] = []
-    batches = []
+    rows = max(len(crowd.whole) for crowd in crowds)
+    wholes = []
     for crowd in crowds:
-        batches.append(crowd.batch + len(keys))
+        whole = np.full((rows, crowd.whole.shape[1]), no_link)
+        whole[: len(crowd.whole)] = crowd.whole
+        whole[0] += len(keys)
+        wholes.append(whole)
         keys += crowd.keys
-    hops = max(len(crowd.path) for crowd in crowds)
-    paths = [np.full((hops, len(crowd.left)), no_link) for crowd in crowds]
-    for path, crowd in zip(paths, crowds, strict=True):
-        path[: len(crowd.path)] = crowd.path
-    return _Crowd(
-        np.concatenate([crowd.left for crowd in crowds]),
-        np.concatenate([crowd.wait for crowd in crowds]),
-        np.concatenate([crowd.weight for crowd in crowds]),
-        np.concatenate(paths, axis=1),
-        np.concatenate(batches),
-        np.concatenate([crowd.position for crowd in crowds]),
-        keys,
-    )
+    real = np.concatenate([crowd.real for crowd in crowds], axis=1)
+    return _Crowd(real, np.concatenate(wholes, axis=1), min(crowd.floor for crowd in crowds), keys)
 
 
 def _apart(crowd: _Crowd, no_link: int) -> list[_Crowd]:
@@ -536,19 +367,19 @@ def _apart(crowd: _Crowd, no_link: int) -> list[_Crowd]:
 
     Starts on a common link take the smallest of their labels until no label changes.
     """
-    label = np.arange(len(crowd.keys))
+    batch, path, label = crowd.whole[0], crowd.whole[3:], np.arange(len(crowd.keys))
     while True:
         on_link = np.full(no_link + 1, len(label))
-        for hop in crowd.path:
-            np.minimum.at(on_link, hop, label[crowd.batch])
+        for hop in path:
+            np.minimum.at(on_link, hop, label[batch])
         on_link[no_link] = len(label)
         nearest = label.copy()
-        np.minimum.at(nearest, crowd.batch, on_link[crowd.path].min(axis=0))
+        np.minimum.at(nearest, batch, on_link[path].min(axis=0))
         nearest = nearest[nearest]
         if np.array_equal(nearest, label):
             break
         label = nearest
-    group = label[crowd.batch]
+    group = label[batch]
     rows = np.argsort(group, kind="stable")
     edges = np.flatnonzero(np.diff(group[rows])) + 1
-    return [crowd.part(part) for part in np.split(rows, edges)] if len(edges) else [crowd.part(rows)]
+    return [crowd.part(part) for part in np.split(rows, edges)]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from clustersim import seeds
 from clustersim.errors import pick
+from clustersim.seeds import stream
 from clustersim.spec.model import Model
 from clustersim.spec.workload import Gating
 
@@ -32,7 +32,7 @@ def popularity(gating: Gating, experts: int, layer: int, seed: int) -> np.ndarra
     exponent = gating.exponent if gating.skew == "zipf" else 0.0
     weight = np.arange(1, experts + 1, dtype=float) ** -exponent
     if gating.shuffle:
-        weight = weight[seeds.stream(seed, "gating", "popularity", layer).permutation(experts)]
+        weight = weight[stream(seed, "gating", "popularity", layer).permutation(experts)]
     return np.asarray(weight / weight.sum())
 
 
@@ -109,7 +109,7 @@ def expert_counts(
             tokens,
             popularity(gating, model.experts, layer, seed),
             model.top_k,
-            seeds.stream(seed, "gating", "choice", token_batch, layer),
+            stream(seed, "gating", "choice", token_batch, layer),
         )
         for layer in range(model.layers)
     ]

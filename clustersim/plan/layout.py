@@ -35,7 +35,7 @@ class Layout:
     @property
     def slots(self) -> int:
         """Expert places per EP rank."""
-        return self.copies.shape[1] // self.deployment.expert_parallel
+        return int(self.copies.shape[1]) // self.deployment.expert_parallel
 
     @property
     def layers_per_stage(self) -> int:

@@ -7,7 +7,6 @@ from math import ceil
 
 import numpy as np
 
-from clustersim import units
 from clustersim.errors import Mistake
 from clustersim.plan.parameters import (
     EXPERT_MATRICES,
@@ -20,6 +19,7 @@ from clustersim.spec.hardware import Gpu
 from clustersim.spec.model import FORMAT_BYTES, Model
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import Workload
+from clustersim.units import show
 
 PARTS = ("weights", "kv", "activations", "exchange buffers")
 
@@ -123,12 +123,12 @@ def does_not_fit(scenario: Scenario, gpu: Gpu) -> list[Mistake]:
         return []
     parts = worst.parts()
     largest = max(parts, key=lambda part: parts[part])
-    listed = ", ".join(f"{part} {units.show(size, 'size')}" for part, size in parts.items())
+    listed = ", ".join(f"{part} {show(size, 'size')}" for part, size in parts.items())
     return [
         Mistake(
             "deployment",
-            f"a rank of stage {stage} needs {units.show(worst.total, 'size')} ({listed}) but may use "
-            f"{units.show(room, 'size')} of {gpu.name}; the largest part is {largest}; "
+            f"a rank of stage {stage} needs {show(worst.total, 'size')} ({listed}) but may use "
+            f"{show(room, 'size')} of {gpu.name}; the largest part is {largest}; "
             f"{_way_out(scenario, room)}",
         )
     ]

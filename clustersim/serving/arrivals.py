@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from clustersim import seeds
 from clustersim.errors import pick
+from clustersim.seeds import stream
 from clustersim.serving.request import Request
 from clustersim.spec.workload import Workload
 
@@ -33,7 +33,7 @@ def poisson(batches: int, interval: float, rng: np.random.Generator) -> np.ndarr
 def requests(workload: Workload, seed: int) -> list[list[Request]]:
     """The requests of every batch, in order of arrival."""
     when = pick(ARRIVALS, workload.arrivals, "workload.arrivals")
-    times = when(workload.batches, workload.interval, seeds.stream(seed, "arrivals"))
+    times = when(workload.batches, workload.interval, stream(seed, "arrivals"))
     size = workload.sequences
     return [
         [

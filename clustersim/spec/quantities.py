@@ -6,25 +6,25 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-from clustersim import units
 from clustersim.errors import UnitError
+from clustersim.units import EXAMPLES, exact, parse
 
 
 def _quantity(dimension: str) -> Any:
     def read(value: object) -> float:
         try:
-            return units.parse(value, dimension)
+            return parse(value, dimension)
         except UnitError as error:
             raise ValueError(str(error)) from None
 
     return (
         BeforeValidator(read),
-        PlainSerializer(lambda value: units.exact(value, dimension), return_type=str),
+        PlainSerializer(lambda value: exact(value, dimension), return_type=str),
         WithJsonSchema(
             {
                 "type": "string",
                 "description": f"a {dimension}",
-                "examples": [units.EXAMPLES[dimension]],
+                "examples": [EXAMPLES[dimension]],
                 "pattern": r"^\s*[-+]?[0-9.]",
             }
         ),

@@ -111,9 +111,7 @@ def _first_steps(scenario: Scenario) -> dict[str, list[Pass]]:
 def _step(scenario: Scenario, layout: Layout, routes: Routes, passes: Sequence[Pass]) -> dict[str, Any]:
     graphs = [_graph(scenario, layout, one, number) for number, one in enumerate(passes)]
     works = [_work(graph, routes, len(layout.topology.links.bandwidth)) for graph in graphs]
-    bounds = lower_bounds(
-        works, layout.topology.gpu, scenario.model.format, layout.topology.links.bandwidth
-    )
+    bounds = lower_bounds(works, layout.topology.gpu, scenario.model.format, layout.topology.links.bandwidth)
     first = graphs[0]
     return {
         "microbatches": len(passes),

@@ -31,7 +31,8 @@ class Text:
 
     def rows(self) -> np.ndarray:
         """The words row by row, object[rows]."""
-        return np.array(self.words, dtype=object)[self.codes]
+        words: np.ndarray = np.array(self.words, dtype=object)[self.codes]
+        return words
 
 
 #: table → column → (dtype, what it is). dtype "text" is a column of repeated words.
@@ -118,6 +119,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "token_batch": ("int32", "token batch it served"),
         "layer": ("int32", "layer"),
         "rank": ("int32", "rank that holds the copy"),
+        "ep_rank": ("int32", "its place in expert parallelism; ranks that share an expert (ETP) share it"),
         "slot": ("int32", "slot of the rank"),
         "expert": ("int32", "logical expert"),
         "tokens": ("int64", "tokens that came for this copy"),
