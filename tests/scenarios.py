@@ -92,7 +92,9 @@ def rail_tree(servers: int = 2, gpus: int = 2, **box: Any) -> dict[str, Any]:
     return {"family": "rail_fat_tree", "server": server(gpus, **box), "servers": servers}
 
 
-def fat_tree(servers: int = 2, gpus: int = 2, uplink: float = NIC, latency: float = 0.0, **box: Any) -> dict[str, Any]:
+def fat_tree(
+    servers: int = 2, gpus: int = 2, uplink: float = NIC, latency: float = 0.0, **box: Any
+) -> dict[str, Any]:
     """A leaf per server under one spine; `box` as in `server`."""
     return {
         "family": "fat_tree",

@@ -18,6 +18,9 @@ _BOUND = {
     "network": "carrying the bytes over the busiest link alone takes",
 }
 
+#: bound → column of the table `ranks` that sets it, and its dimension
+_RATES = {"compute": ("flop_rate", "flop rate"), "memory": ("memory_bandwidth", "bandwidth")}
+
 
 def claimed(trace: Trace, throughput: float | None, tpot: float | None) -> dict[str, Any] | None:
     """The claim beside the result, or None if the scenario carries no claim.
@@ -75,7 +78,8 @@ def _tpot_beyond(trace: Trace, tpot: float | None) -> Iterator[str]:
     if tpot < floor:
         yield (
             f"The claimed TPOT is out of reach: {_BOUND[found['bound_by']]} {show(floor, 'time')} "
-            f"per decode step; {show(tpot, 'time')} is shorter by a factor {_said(floor / tpot)}."
+            f"per decode step; {show(tpot, 'time')} is shorter by a factor {_said(floor / tpot)}. "
+            f"{_needed(trace, found['bound_by'], floor / tpot)}"
         )
 
 
@@ -91,6 +95,19 @@ def _rate_beyond(trace: Trace, rate: float | None) -> Iterator[str]:
             f"per step of {_said(tokens)} tokens, which allows {_said(tokens / floor)} tokens/s at most; "
             f"{_said(rate)} tokens/s is more by a factor {_said(rate * floor / tokens)}."
         )
+
+
+def _needed(trace: Trace, bound_by: str, factor: float) -> str:
+    """What a claim beyond a bound would take."""
+    if bound_by == "network":
+        return f"It would take links {_said(factor)} times as wide, or as many times fewer bytes."
+    column, unit = _RATES[bound_by]
+    rate = float(numbers(trace.tables["ranks"], column).max(initial=0.0))
+    less = "fewer key/value heads, a shorter context, fewer sequences" if bound_by == "memory" else "less work"
+    return (
+        f"It would take {show(rate * factor, unit)} per GPU instead of {show(rate, unit)}, or {less}: "
+        f"{_said(factor)} times less in all."
+    )
 
 
 def _said(value: float) -> str:

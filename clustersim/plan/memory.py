@@ -64,7 +64,7 @@ def weight_bytes(model: Model, deployment: Deployment, stage: int) -> float:
     ends = m.vocab * m.hidden / d.tensor_parallel
     first, last = stage == 0, stage == d.pipeline_parallel - 1
     tables = (first or last) if m.tied_embeddings else first + last
-    return (layers * layer + tables * ends) * FORMAT_BYTES[m.format]
+    return (layers * layer + tables * ends + last * m.hidden) * FORMAT_BYTES[m.format]
 
 
 def kv_bytes_per_token(model: Model, deployment: Deployment) -> float:

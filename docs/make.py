@@ -1,0 +1,231 @@
+"""Prints the pages of docs/ that come from the code, and the README's real output.
+
+python docs/make.py
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from inspect import cleandoc
+from pathlib import Path
+
+import click
+
+from clustersim.analysis.schema import schema_page
+from clustersim.cli import cli
+from clustersim.plan.parameters import active_parameters, total_parameters
+from clustersim.spec.hardware import Gpu, Server
+from clustersim.spec.model import Model
+from clustersim.spec.reading import read_catalogue
+from clustersim.trace.record import TABLES
+from clustersim.units import show
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+
+#: A command of ours as the README shows it, and the lines of its output under it.
+SHOWN = re.compile(r"^\$ (?P<command>clustersim .*)\n(?P<output>(?:(?!\$ |```).*\n)*)", re.M)
+CUT = "…"
+
+
+def pages() -> dict[str, str]:
+    """Page, as a path under docs/ → its text."""
+    return {
+        "summary.md": schema_page(),
+        "trace.md": trace_page(),
+        "catalogue.md": catalogue_page(),
+        **{f"commands/{name}.md": command_page(name, command) for name, command in cli.commands.items()},
+    }
+
+
+def command_page(name: str, command: click.Command) -> str:
+    """One command as `--help` tells it."""
+    context = click.Context(command, info_name=name)
+    usage = " ".join(command.collect_usage_pieces(context))
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    rows = [(", ".join(f"`{spelling}`" for spelling in _spellings(p)), _meaning(p)) for p in options]
+    return "\n".join(
+        [
+            f"# clustersim {name}\n",
+            _printed_from("clustersim/cli.py"),
+            f"    clustersim {name} {usage}\n",
+            f"{cleandoc(command.help or '')}\n",
+            _table(("option", "what it does"), rows) if rows else "It has no options.\n",
+        ]
+    )
+
+
+def _spellings(option: click.Option) -> list[str]:
+    value = "" if option.is_flag else f" {option.metavar or option.type.name.removesuffix(' range').upper()}"
+    return [f"{spelling}{value}" for spelling in option.opts]
+
+
+def _meaning(option: click.Option) -> str:
+    said = option.help or ""
+    return f"{said} Default: `{option.default}`." if option.show_default else said
+
+
+def trace_page() -> str:
+    """Every table and column of a trace."""
+    parts = [
+        "# trace/\n",
+        _printed_from("clustersim/trace/record.py"),
+        "One Parquet file per table, and `facts.json` with what belongs to no row. Times are seconds of\n"
+        "simulated time, sizes bytes. A column of type `text` is stored as a dictionary of words.\n",
+    ]
+    for table, columns in TABLES.items():
+        rows = [(f"`{name}`", dtype, meaning) for name, (dtype, meaning) in columns.items()]
+        parts += [f"## {table}\n", _table(("column", "type", "what it is"), rows)]
+    return "\n".join(parts)
+
+
+def catalogue_page() -> str:
+    """GPUs, servers and models that a scenario can name, each with its source."""
+    return "\n".join(
+        [
+            "# Catalogue\n",
+            _printed_from("clustersim/catalogue/"),
+            "What a scenario can name. Rates are dense, bandwidths one way. The comments in the files say\n"
+            "which numbers are guesses and why.\n",
+            "## GPUs\n",
+            _table(
+                ("name", "FLOP rate", "HBM", "HBM bandwidth", "SMs", "launch latency", "source"),
+                [_gpu_row(entry) for entry in read_catalogue("gpus").values() if isinstance(entry, Gpu)],
+            ),
+            "## Servers\n",
+            _table(
+                ("name", "GPUs", "NVLink", "latency", "cards", "latency", "PCIe", "source"),
+                [
+                    _server_row(entry)
+                    for entry in read_catalogue("servers").values()
+                    if isinstance(entry, Server)
+                ],
+            ),
+            "## Models\n",
+            _table(
+                ("name", "layers", "hidden", "heads", "experts", "FFN", "vocab", "parameters", "source"),
+                [
+                    _model_row(entry)
+                    for entry in read_catalogue("models").values()
+                    if isinstance(entry, Model)
+                ],
+            ),
+        ]
+    )
+
+
+def _gpu_row(gpu: Gpu) -> tuple[str, ...]:
+    rates = ", ".join(f"{fmt} {show(rate, 'flop rate')}" for fmt, rate in gpu.flop_rate.items())
+    memory, bandwidth = f"{gpu.memory / 2**30:g} GiB", show(gpu.memory_bandwidth, "bandwidth")
+    return f"`{gpu.name}`", rates, memory, bandwidth, f"{gpu.sms}", _time(gpu.launch_latency), gpu.source
+
+
+def _server_row(server: Server) -> tuple[str, ...]:
+    return (
+        f"`{server.name}`",
+        f"{server.gpus} x {server.gpu.name}",
+        show(server.nvlink_bandwidth, "bandwidth"),
+        _time(server.nvlink_latency),
+        f"{server.nics} x {show(server.nic_bandwidth, 'bandwidth')}",
+        _time(server.nic_latency),
+        show(server.pcie_bandwidth, "bandwidth"),
+        server.source,
+    )
+
+
+def _model_row(model: Model) -> tuple[str, ...]:
+    total, active = total_parameters(model) / 1e9, active_parameters(model) / 1e9
+    stated = f"; stated {model.stated_parameters / 1e9:g} billion" if model.stated_parameters else ""
+    return (
+        f"`{model.name}`",
+        f"{model.layers}",
+        f"{model.hidden}",
+        f"{model.heads} of {model.head_dim}, {model.kv_heads} KV",
+        f"{model.experts}, top {model.top_k}",
+        f"{model.ffn} {model.ffn_kind}",
+        f"{model.vocab}",
+        f"{total:.3g} billion, {active:.3g} billion active{stated}",
+        model.source,
+    )
+
+
+def _time(seconds: float) -> str:
+    return show(seconds, "time")
+
+
+def _printed_from(source: str) -> str:
+    return f"Printed from `{source}` by `python docs/make.py`; do not edit it.\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def output_of(command: str, folder: Path) -> str:
+    """What a command of ours prints.
+
+    command  as typed, e.g. "clustersim run workloads/large_ep.toml"
+    folder   where it runs; the examples are found from everywhere
+    """
+    arguments = [sys.executable, "-m", "clustersim.cli", *shlex.split(command)[1:]]
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=True, encoding="utf-8")
+    return done.stdout
+
+
+def refreshed_readme(text: str, folder: Path) -> str:
+    """The README with the output of its commands as it is now.
+
+    folder   empty; the commands run in it one after the other
+    """
+
+    def fresh(found: re.Match[str]) -> str:
+        printed = output_of(found["command"], folder)
+        return f"$ {found['command']}\n{refreshed(found['output'], printed)}"
+
+    return SHOWN.sub(fresh, text)
+
+
+def refreshed(shown: str, printed: str) -> str:
+    """The shown excerpt with the printed numbers: each line becomes the next one with the same label."""
+    fresh = iter(printed.splitlines())
+    return "".join(f"{_refreshed_line(line, fresh)}\n" for line in shown.splitlines())
+
+
+def _refreshed_line(line: str, fresh: Iterator[str]) -> str:
+    if line.strip() in ("", CUT):
+        return line
+    same = next((new for new in fresh if label(new) == label(line)), None)
+    if same is None:
+        raise SystemExit(f"README.md shows a line that is no longer printed: {line!r}")
+    return line if timeless(line) == timeless(same) else same
+
+
+def label(line: str) -> str:
+    """What a line is about, whatever its numbers: the text up to the first gap, digits apart."""
+    return re.sub(r"[\d.,]+", "#", re.split(r"  +", line.strip())[0])
+
+
+def timeless(line: str) -> str:
+    """The line without the time the simulation took, which is never the same twice."""
+    return re.sub(r"  in [\d.,]+ \w+$", "", line)
+
+
+def write(found: Mapping[str, str]) -> None:
+    """Writes pages, given by their paths under docs/."""
+    for name, text in found.items():
+        path = ROOT / "docs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(pages())
+    with tempfile.TemporaryDirectory() as empty:
+        readme = refreshed_readme(README.read_text(encoding="utf-8"), Path(empty))
+    README.write_text(readme, encoding="utf-8")

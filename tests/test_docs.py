@@ -1,0 +1,37 @@
+"""Pages that come from the code say what the code says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import make
+import pytest
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+PAGES: dict[str, str] = make.pages()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_printed_page_is_current(page: str) -> None:
+    path = DOCS / page
+    assert path.is_file() and path.read_text("utf-8") == PAGES[page], (
+        f"docs/{page} is stale; run: python docs/make.py"
+    )
+
+
+def test_every_command_has_a_page_and_every_page_a_command() -> None:
+    pages = {path.relative_to(DOCS).as_posix() for path in (DOCS / "commands").glob("*.md")}
+    assert pages == {page for page in PAGES if page.startswith("commands/")}
+
+
+def test_a_refreshed_excerpt_has_new_numbers_in_old_places() -> None:
+    shown = "tiny  1 s\n…\nstep  1 ms  2 ms\n\n  7 others  1\n"
+    printed = "tiny  2 s\nfirst  9\nstep  3 ms  4 ms\n  5 others  6\nlast\n"
+    assert make.refreshed(shown, printed) == "tiny  2 s\n…\nstep  3 ms  4 ms\n\n  5 others  6\n"
+
+
+def test_an_excerpt_of_something_no_longer_printed_is_refused() -> None:
+    with pytest.raises(SystemExit, match="no longer printed"):
+        make.refreshed("gone  1\n", "tiny  2 s\n")

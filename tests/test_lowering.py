@@ -1,0 +1,369 @@
+"""StepGraphs over many deployments: their laws, their FLOP and bytes by closed forms, prices by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest import approx
+from scenarios import fat_tree, gpu, parallel, rail_tree, single_server, tiny
+
+from clustersim.physics.compute import price, product_seconds
+from clustersim.plan.gating import GATINGS, expert_counts
+from clustersim.plan.layout import lay_out
+from clustersim.plan.lowering import load_of, lower
+from clustersim.plan.memory import needs
+from clustersim.plan.parameters import active_parameters, total_parameters
+from clustersim.plan.stepgraph import Operator, Product, StepGraph, check
+from clustersim.spec.batch import Batch, Piece, batch_of
+from clustersim.spec.hardware import Gpu
+from clustersim.spec.model import Model
+from clustersim.spec.scenario import Scenario
+
+MODELS: dict[str, dict[str, Any]] = {
+    "mha": {},
+    "gqa": {"kv_heads": 2, "ffn_kind": "gated"},
+    "one key head": {"kv_heads": 1, "tied_embeddings": True, "vocab": 101},
+    "top-1, fp8": {"top_k": 1, "format": "fp8", "kv_format": "fp8"},
+    "eight experts, top-3": {"experts": 8, "top_k": 3, "ffn_kind": "gated"},
+}
+DEPLOYMENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "one GPU": (single_server(1), parallel()),
+    "TP4": (single_server(4), parallel(tp=4)),
+    "DP4": (rail_tree(2, 2), parallel(dp=4)),
+    "TP2 DP2, experts cut in two": (single_server(4), parallel(tp=2, dp=2, etp=2)),
+    "experts cut in four": (single_server(4), parallel(dp=4, etp=4)),
+    "TP2 PP2": (single_server(4), parallel(tp=2, pp=2)),
+    "all at once": (fat_tree(4, 4), parallel(tp=4, dp=2, pp=2, etp=2)),
+    "two copies": (
+        rail_tree(2, 4),
+        parallel(dp=8, etp=2, experts={"policy": "replicated", "per_gpu": 4, "copy_choice": "local_first"}),
+    ),
+    "dealt, one by one": (
+        single_server(2),
+        parallel(dp=2, experts={"policy": "round_robin", "service": "by_expert"}),
+    ),
+}
+BATCHES: dict[str, Any] = {
+    "prefill": lambda shard: [Piece(shard, 9, 0, 1), Piece(shard, 9, 0, 1)],
+    "decode": lambda shard: [Piece(shard, 1, 10, 1), Piece(shard, 1, 12, 1), Piece(shard, 1, 10, 1)],
+    "chunk": lambda shard: [Piece(shard, 5, 7, 1), Piece(shard, 2, 0, 0)],
+    "uneven shards": lambda shard: [Piece(shard, 1 + 3 * shard, shard, 1)],
+    "an idle shard": lambda shard: [] if shard == 1 else [Piece(shard, 3, 0, 1)],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    scenario: Scenario
+    pieces: list[Piece]
+    batch: Batch
+    graph: StepGraph
+
+
+def lowered(deployment: str, model: str, batch: str, skew: str = "zipf") -> Case:
+    topology, cut = DEPLOYMENTS[deployment]
+    scenario = tiny(
+        topology,
+        deployment=cut,
+        model=MODELS[model],
+        workload={"sequences": 8},
+        gating={"skew": skew},
+    )
+    shards = scenario.deployment.data_parallel
+    pieces = [piece for shard in range(shards) for piece in BATCHES[batch](shard)]
+    summed = batch_of("prefill", pieces, shards)
+    layout = lay_out(scenario)
+    counts = expert_counts(load_of(summed, layout).slices, scenario.model, scenario.gating, 0, 0)
+    return Case(scenario, pieces, summed, lower(summed, counts, layout))
+
+
+def fits(deployment: str, model: str) -> bool:
+    """A rank cannot hold an expert twice, nor four of them where there are more."""
+    return deployment != "two copies" or MODELS[model].get("experts", 4) == 4
+
+
+EVERYWHERE = pytest.mark.parametrize(
+    "deployment, model, batch",
+    [case for case in product(DEPLOYMENTS, MODELS, BATCHES) if fits(*case[:2])],
+)
+
+
+@EVERYWHERE
+def test_the_flop_of_a_pass_are_those_of_the_closed_form(deployment: str, model: str, batch: str) -> None:
+    case = lowered(deployment, model, batch)
+    m, tp = case.scenario.model, case.scenario.deployment.tensor_parallel
+    tokens = sum(piece.new for piece in case.pieces)
+    # Every new token looks at what was there, at the new ones before it, and at itself.
+    pairs = sum(piece.past + i + 1 for piece in case.pieces for i in range(piece.new))
+    outputs = sum(piece.makes for piece in case.pieces)
+    key_heads = max(m.kv_heads, tp)  # more ranks than key heads: each holds one all the same
+    matrices = {"plain": 2, "gated": 3}[m.ffn_kind]
+    layer = (
+        2 * tokens * m.hidden * m.head_dim * (2 * m.heads + 2 * key_heads)
+        + 2 * 2 * pairs * m.heads * m.head_dim
+        + 2 * tokens * m.hidden * m.experts
+        + 2 * tokens * m.top_k * matrices * m.hidden * m.ffn
+    )
+    expected = m.layers * layer + 2 * outputs * m.hidden * m.vocab
+    assert sum(op.flop.sum() for op in case.graph.operators) == approx(expected, rel=1e-12)
+    assert case.graph.flop == approx(expected, rel=1e-12)
+
+
+@EVERYWHERE
+def test_each_token_goes_to_top_k_experts_in_every_layer(deployment: str, model: str, batch: str) -> None:
+    case = lowered(deployment, model, batch)
+    m, tokens = case.scenario.model, sum(piece.new for piece in case.pieces)
+    queued = {op.layer: op.queue for op in case.graph.operators if op.queue is not None}
+    assert sorted(queued) == list(range(m.layers))
+    for queue in queued.values():
+        assert queue is not None
+        assert queue.tokens.sum() == tokens * m.top_k
+        assert set(queue.copies.tolist()) == set(range(m.experts))
+    rows = {op.layer: 0 for op in case.graph.operators}
+    for op in case.graph.operators:
+        if op.name == "expert_gemm_1":
+            assert op.product is not None
+            rows[op.layer] += op.product.rows.sum()
+    sharers = case.scenario.deployment.expert_tensor_parallel
+    assert all(rows[layer] == tokens * m.top_k * sharers for layer in queued), "all sharers see every token"
+
+
+@EVERYWHERE
+def test_what_is_sent_is_what_is_gathered(deployment: str, model: str, batch: str) -> None:
+    case = lowered(deployment, model, batch)
+    m, d = case.scenario.model, case.scenario.deployment
+    row = m.hidden * {"bf16": 2, "fp8": 1}[m.format]
+    tokens = sum(piece.new for piece in case.pieces)
+    wanted = {
+        "dispatch": tokens * m.top_k,
+        "combine": tokens * m.top_k,
+        "expert_all_gather": tokens * m.top_k,
+        "expert_reduce_scatter": tokens * m.top_k,
+        "attention_all_reduce": tokens,
+        "ffn_all_gather": tokens,
+        "stage_transfer": tokens * d.tensor_parallel,
+    }
+    seen: dict[str, int] = {}
+    for op in case.graph.operators:
+        if op.exchange is not None:
+            assert op.exchange.size.sum() == approx(wanted[op.name] * row), op.name
+            seen[op.name] = seen.get(op.name, 0) + 1
+    several = {
+        "dispatch": True,
+        "combine": True,
+        "attention_all_reduce": d.tensor_parallel > 1,
+        "ffn_all_gather": d.tensor_parallel > 1,
+        "expert_all_gather": d.expert_tensor_parallel > 1,
+        "expert_reduce_scatter": d.expert_tensor_parallel > 1,
+    }
+    expected = {name: m.layers for name, there in several.items() if there}
+    if d.pipeline_parallel > 1:
+        expected["stage_transfer"] = d.pipeline_parallel - 1
+    assert seen == expected
+
+
+@EVERYWHERE
+def test_no_price_is_below_the_roofline(deployment: str, model: str, batch: str) -> None:
+    case = lowered(deployment, model, batch)
+    sheet = {"sms": 132, "tiles": [[64, 64], [128, 256]], "launch": 1e-6}
+    card = Gpu.model_validate(gpu(**sheet))
+    fmt = case.scenario.model.format
+    for op in case.graph.operators:
+        if op.exchange is None:
+            seconds = price(op, card, fmt)
+            assert (seconds >= op.flop / card.flop_rate[fmt] + card.launch_latency).all()
+            assert (seconds >= op.bytes / card.memory_bandwidth + card.launch_latency).all()
+            assert (seconds >= card.launch_latency).all()
+
+
+@pytest.mark.parametrize("deployment, model", [c for c in product(DEPLOYMENTS, MODELS) if fits(*c)])
+def test_every_operator_follows_from_the_first_one(deployment: str, model: str) -> None:
+    graph = lowered(deployment, model, "prefill").graph
+    reached = {0}
+    for index, op in enumerate(graph.operators[1:], 1):
+        assert op.after, f"{op.name} waits for nothing"
+        assert reached.issuperset(op.after)
+        reached.add(index)
+    assert [op.stage for op in graph.operators] == sorted(op.stage for op in graph.operators)
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deployment, model", [c for c in product(DEPLOYMENTS, MODELS) if fits(*c)])
+def test_weights_of_all_ranks_are_the_parameters_and_what_is_held_more_than_once(
+    deployment: str, model: str
+) -> None:
+    topology, cut = DEPLOYMENTS[deployment]
+    scenario = tiny(topology, deployment=cut, model=MODELS[model], workload={"sequences": 8})
+    m, d = scenario.model, scenario.deployment
+    ranks = d.tensor_parallel * d.data_parallel  # of a stage
+    held = sum(need.weights for need in needs(scenario)) * ranks / {"bf16": 2, "fp8": 1}[m.format]
+    key_heads = 2 * m.hidden * m.head_dim * (max(m.kv_heads, d.tensor_parallel) - m.kv_heads)
+    attention = m.hidden * m.head_dim * 2 * (m.heads + m.kv_heads)
+    copies = lay_out(scenario).copies.shape[1]
+    expert = {"plain": 2, "gated": 3}[m.ffn_kind] * m.hidden * m.ffn
+    again = (
+        m.layers * d.data_parallel * key_heads  # more ranks than key heads
+        + m.layers * (d.data_parallel - 1) * attention
+        + m.layers * (ranks - 1) * m.hidden * (m.experts + 2)  # gate and two norms
+        + (ranks - 1) * m.hidden  # the final norm
+        + m.layers * (copies - m.experts) * expert
+        + (d.data_parallel - 1) * m.vocab * m.hidden * (1 if m.tied_embeddings else 2)
+    )
+    if m.tied_embeddings and d.pipeline_parallel > 1:
+        again += d.data_parallel * m.vocab * m.hidden  # first and last stage
+    assert held == approx(total_parameters(m) + again, rel=1e-12)
+
+
+def test_a_small_model_counts_its_parameters_by_hand() -> None:
+    # Attention 4 x 64 x 64, an expert 2 x 64 x 128, gate 64 x 4, two norms of 64; two tables of 100 x 64.
+    model = tiny().model
+    layer = 4 * 64 * 64 + 4 * 2 * 64 * 128 + 64 * 4 + 2 * 64
+    assert total_parameters(model) == 2 * layer + 2 * 100 * 64 + 64
+    assert active_parameters(model) == total_parameters(model) - 2 * 2 * 2 * 64 * 128
+
+
+def test_kv_blocks_are_counted_whole_and_per_rank() -> None:
+    # 10 + 1 tokens take one block of 16; two sequences a shard, two layers, 2 of 4 heads, keys and values.
+    need = needs(tiny(deployment=parallel(tp=2), workload={"sequences": 2}))[0]
+    assert need.kv == 2 * 16 * 2 * 2 * 16 * 2 * 2
+
+
+# ---- what the checks refuse ---------------------------------------------------------------------
+
+
+def with_operator(graph: StepGraph, name: str, **changes: Any) -> StepGraph:
+    at = next(i for i, op in enumerate(graph.operators) if op.name == name)
+    operators = list(graph.operators)
+    operators[at] = replace(operators[at], **changes)
+    return replace(graph, operators=tuple(operators))
+
+
+def dispatch_of(graph: StepGraph) -> Operator:
+    return next(op for op in graph.operators if op.name == "dispatch")
+
+
+SPOILED = {
+    "is not the closed form": lambda g: with_operator(g, "qkv", flop=np.zeros(4)),
+    "an edge points forwards": lambda g: with_operator(g, "qkv", after=(5,)),
+    "not seen by all ranks": lambda g: with_operator(
+        g, "dispatch", exchange=replace(dispatch_of(g).exchange, groups=np.array([[0, 1, 2, 2]]))
+    ),
+    "bytes dispatched are not those combined": lambda g: with_operator(
+        g, "dispatch", exchange=replace(dispatch_of(g).exchange, size=np.ones((1, 4, 4)))
+    ),
+    "negative bytes": lambda g: with_operator(
+        g, "dispatch", exchange=replace(dispatch_of(g).exchange, size=-np.ones((1, 4, 4)))
+    ),
+    "tokens sent to experts": lambda g: with_operator(
+        g, "dispatch", queue=replace(dispatch_of(g).queue, tokens=dispatch_of(g).queue.tokens * 2)
+    ),
+    "an expert stands nowhere": lambda g: with_operator(
+        g, "dispatch", queue=replace(dispatch_of(g).queue, copies=np.zeros(4, dtype=int))
+    ),
+    "every GPU is assigned once": lambda g: replace(g, ranks=np.array([[0, 1, 2, 2]])),
+}
+
+
+@pytest.mark.parametrize("law", SPOILED)
+def test_a_spoiled_graph_is_refused_by_the_law_it_breaks(law: str) -> None:
+    graph = lowered("DP4", "mha", "prefill").graph
+    check(graph, 4, 4)
+    with pytest.raises(AssertionError, match=law):
+        check(SPOILED[law](graph), 4, 4)
+
+
+# ---- prices -------------------------------------------------------------------------------------
+
+
+def card(**other: Any) -> Gpu:
+    return Gpu.model_validate(gpu(**{"sms": 4, "tiles": [[64, 64]], "rate": 4e9, **other}))
+
+
+def seconds(rows: list[list[int]], columns: int, depth: int, on: Gpu) -> list[float]:
+    wide = np.full(len(rows), columns)
+    return product_seconds(Product(np.array(rows), wide, depth), on, "bf16").tolist()
+
+
+def test_a_product_costs_whole_waves_of_tiles() -> None:
+    # Four SMs at 1 GFLOP/s each; a 64 x 64 tile of depth 32 is 2 * 64 * 64 * 32 FLOP = 262 144 ns.
+    # 100 x 130: 2 x 3 tiles, two waves. 64 x 256: 1 x 4, one wave. 65 rows: 2 x 4, two waves.
+    tile = 2 * 64 * 64 * 32 / 1e9
+    assert seconds([[100]], 130, 32, card()) == approx([2 * tile])
+    assert seconds([[64], [65], [0]], 256, 32, card()) == approx([tile, 2 * tile, 0])
+
+
+def test_the_inner_dimension_is_split_where_tiles_leave_multiprocessors_idle() -> None:
+    # One tile on four SMs, cut into four parts of depth 64, into two of them, or not at all: 63 is too short.
+    tile = 2 * 64 * 64 / 1e9
+    assert seconds([[64]], 64, 256, card()) == approx([64 * tile])
+    assert seconds([[64]], 64, 128, card()) == approx([64 * tile])
+    assert seconds([[64]], 64, 126, card()) == approx([126 * tile])
+
+
+def test_the_best_tile_is_taken() -> None:
+    # One row: tiles of 16 rows waste less than tiles of 64.
+    both = card(tiles=[[64, 64], [16, 64]])
+    assert seconds([[1]], 256, 32, both) == approx([2 * 16 * 64 * 32 / 1e9])
+
+
+def test_the_experts_of_a_rank_are_one_grouped_product_over_its_own_tokens() -> None:
+    # 64 + 1 + 0 rows: 1 + 1 + 0 tiles of rows, 2 of columns: 4 tiles, one wave.
+    tile = 2 * 64 * 64 * 32 / 1e9
+    assert seconds([[64, 1, 0]], 128, 32, card()) == approx([tile])
+    assert seconds([[65, 1, 0]], 128, 32, card()) == approx([2 * tile])
+
+
+@given(
+    rows=st.lists(st.integers(0, 700), min_size=2, max_size=6),
+    columns=st.integers(1, 600),
+    depth=st.integers(1, 600),
+)
+def test_uneven_rows_cost_no_less_than_even_ones(rows: list[int], columns: int, depth: int) -> None:
+    # Only where the even share fills its tiles: 64 + 64 rows take two tiles of 128 rows, 128 + 0 one.
+    share = -(-sum(rows) // (len(rows) * 128)) * 128
+    rows = [*rows[:-1], rows[-1] + share * len(rows) - sum(rows)]
+    on = card(sms=7, tiles=[[64, 32], [128, 64]])
+    uneven, even = (seconds([r], columns, depth, on)[0] for r in (rows, [share] * len(rows)))
+    assert uneven >= even * (1 - 1e-12)
+    assert even >= 2 * sum(rows) * columns * depth / 4e9 * (1 - 1e-12)
+
+
+@given(rows=st.integers(0, 3000), columns=st.integers(1, 3000), depth=st.integers(1, 3000))
+def test_a_product_takes_no_less_than_its_flop_at_peak_rate(rows: int, columns: int, depth: int) -> None:
+    on = card(sms=7, tiles=[[64, 32], [128, 64]])
+    assert seconds([[rows]], columns, depth, on)[0] >= 2 * rows * columns * depth / 4e9 * (1 - 1e-12)
+
+
+def test_an_expert_with_one_token_is_read_whole_and_one_without_not_at_all() -> None:
+    # Even gating deals 2 x 2 choices to 4 experts; all from token 0 and 1 of a single GPU.
+    case = lowered("one GPU", "mha", "decode", "even")
+    gemm = next(op for op in case.graph.operators if op.name == "expert_gemm_1")
+    assert gemm.product is not None and gemm.product.rows.tolist() == [[2, 2, 1, 1]]
+    assert gemm.bytes.tolist() == [2 * (4 * 64 * 128 + 6 * (64 + 128))]
+    layout = lay_out(case.scenario)
+    model: Model = case.scenario.model
+    lonely = np.zeros((model.layers, 1, 4), dtype=int)
+    lonely[:, :, :2] = 3
+    op = next(op for op in lower(case.batch, lonely, layout).operators if op.name == "expert_gemm_1")
+    assert op.bytes.tolist() == [2 * (2 * 64 * 128 + 6 * (64 + 128))]
+
+
+@pytest.mark.parametrize("skew", GATINGS)
+def test_served_one_by_one_the_experts_do_the_same_work(skew: str) -> None:
+    def work(service: str) -> tuple[float, float]:
+        scenario = tiny(deployment=parallel(dp=2, experts={"service": service}), gating={"skew": skew})
+        batch = batch_of("prefill", [Piece(0, 5, 0, 1), Piece(1, 5, 0, 1)], 2)
+        layout = lay_out(scenario)
+        counts = expert_counts(load_of(batch, layout).slices, scenario.model, scenario.gating, 0, 0)
+        operators = lower(batch, counts, layout).operators
+        return sum(op.flop.sum() for op in operators), sum(op.bytes.sum() for op in operators)
+
+    assert work("grouped") == approx(work("by_expert"), rel=1e-12)
