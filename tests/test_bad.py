@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clustersim.errors import ScenarioError
-from clustersim.spec.reading import read_scenario
+from clustersim.study.run import load as load_scenario
 from clustersim.spec.scenario import Scenario
 
 BAD = Path(__file__).parent / "bad"
@@ -17,7 +17,7 @@ BAD = Path(__file__).parent / "bad"
 
 def load(path: Path) -> Scenario:
     """Everything that may refuse a scenario before it runs."""
-    return read_scenario(path)
+    return load_scenario(path)
 
 
 def messages(path: Path) -> list[str]:

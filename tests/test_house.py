@@ -77,6 +77,9 @@ LAZY: dict[tuple[str, str], str] = {
     ("spec/positions.py", "tree_sitter_toml"): "as tree_sitter",
 }
 
+#: The user's own: never required, so never imported at the head of a module.
+OPTIONAL = ("polars",)
+
 #: Importable, but not under their own name in pyproject.toml → why.
 NOT_DECLARED = {"pydantic_core": "comes with pydantic", "polars": "the user's own, never required"}
 
@@ -187,6 +190,7 @@ def test_every_dependency_has_one_door(one: Import) -> None:
     if one.types_only and (one.file, top) in TYPES_ONLY:
         return
     assert top in DOORS, f"{one}, which has no door yet"
+    assert top not in OPTIONAL or one.in_function, f"{one}, which need not be installed"
     assert any(one.file.startswith(door) for door in DOORS[top]), f"{one}; its doors are {DOORS[top]}"
 
 

@@ -14,6 +14,7 @@ from clustersim.plan.parameters import (
     expert_parameters,
     kv_heads_held,
 )
+from clustersim.spec.checks import divisors
 from clustersim.spec.deployment import Deployment
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.model import FORMAT_BYTES, Model
@@ -145,6 +146,7 @@ def _way_out(scenario: Scenario, room: float) -> str:
         f"tensor_parallel {nearest.tensor_parallel}, pipeline_parallel {nearest.pipeline_parallel}, "
         f"data_parallel {nearest.data_parallel}, expert_parallel {nearest.expert_parallel}, "
         f"expert_tensor_parallel {nearest.expert_tensor_parallel} fits"
+        + ("" if d.experts.policy == "contiguous" else ", with each expert held once (contiguous)")
     )
 
 
@@ -162,12 +164,12 @@ def _alternatives(scenario: Scenario) -> list[Deployment]:
     d, m, w = scenario.deployment, scenario.model, scenario.workload
     gpus = d.pipeline_parallel * d.tensor_parallel * d.data_parallel
     found = []
-    for pp in _divisors(gpus):
-        for tp in _divisors(gpus // pp):
+    for pp in divisors(gpus):
+        for tp in divisors(gpus // pp):
             dp = gpus // pp // tp
             if m.layers % pp or m.heads % tp or w.sequences % dp or (w.sequences // dp) % w.microbatches:
                 continue
-            for ep in _divisors(tp * dp):
+            for ep in divisors(tp * dp):
                 if m.experts % ep == 0 and m.ffn % (tp * dp // ep) == 0:
                     found.append(_split(d, tp, pp, dp, ep))
     return found
@@ -184,7 +186,3 @@ def _split(d: Deployment, tp: int, pp: int, dp: int, ep: int) -> Deployment:
             "experts": d.experts.model_copy(update={"policy": "contiguous", "per_gpu": 0, "slots": ()}),
         }
     )
-
-
-def _divisors(n: int) -> list[int]:
-    return [k for k in range(1, n + 1) if n % k == 0]
