@@ -307,6 +307,11 @@ def check_experts(experts: Experts, deployment: Deployment) -> Findings:
             (*place, "start"),
             f'"expert_complete" needs expert_tensor_parallel = 1, not {deployment.expert_tensor_parallel}',
         )
+    if experts.start == "expert_complete" and experts.service == "grouped":
+        yield (
+            (*place, "start"),
+            '"expert_complete" needs service = "by_expert"; one grouped product waits for all tokens',
+        )
 
 
 def check_spread(deployment: Deployment, model: Model) -> Findings:

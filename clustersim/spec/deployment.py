@@ -21,7 +21,7 @@ class Experts(Value):
                  same server, else all)
     service      grouped: one grouped product over what is served; by_expert: one product per expert
     start        all_arrived: when every sender's tokens are there; expert_complete: as soon as all
-                 tokens of one expert are
+                 tokens of one expert are (by_expert only)
     """
 
     policy: Literal["contiguous", "round_robin", "replicated", "explicit"] = "contiguous"
