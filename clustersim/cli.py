@@ -57,8 +57,7 @@ def run(
 
     extra = [f"seed={seed}"] if seed is not None else []
     scenario = load(file, [*overrides, *extra])
-    folder = out if out is not None else result_folder(scenario)
-    _refuse_foreign(folder)
+    folder = result_folder(scenario, out)
     try:
         with _progress(quiet or as_json) as tell:
             result = run_scenario(scenario, str(file), tell)
@@ -89,11 +88,10 @@ def preview(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     Parameters, memory per rank, groups, topology, operators per step, and the lower bounds of a step
     from FLOP, HBM bytes and link bytes.
     """
-    from clustersim.spec.reading import read_scenario
     from clustersim.study.preview import preview as look
-    from clustersim.study.run import find, laid_out
+    from clustersim.study.run import laid_out, read
 
-    scenario = read_scenario(find(file), overrides)
+    scenario = read(file, overrides)
     found = look(scenario, laid_out(scenario, str(file)))
     if as_json:
         _print_json(found)
@@ -106,9 +104,9 @@ def preview(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @cli.command()
 def schema() -> None:
     """Print the JSON Schema of scenario files, so that editors complete and check them."""
-    from clustersim.spec.schema import json_schema
+    from clustersim.study.preview import schema as scenario_schema
 
-    _print_json(json_schema())
+    _print_json(scenario_schema())
 
 
 @cli.command()
@@ -140,13 +138,6 @@ def _console() -> Console:
 
     # Piped output is read by programs and in logs: keep its width the same everywhere.
     return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Before a long run, not after it: the folder must be free, or hold a result."""
-    from clustersim.trace.results import refuse_foreign
-
-    refuse_foreign(folder)
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def show(value: float, dimension: str, digits: int = 3) -> str:
     """
     steps = _SHOWN[dimension]
     if value == 0 or not math.isfinite(value):
-        return f"{value:g} {steps[0][1]}"
+        return f"{value:g} {next(unit for factor, unit in steps if factor == 1.0)}"
     for factor, unit in steps:
         if abs(value) >= factor * 0.9995:
             return f"{float(f'{value / factor:.{digits}g}'):,g} {unit}"

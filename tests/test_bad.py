@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from clustersim.errors import ScenarioError
-from clustersim.study.run import load as load_scenario
 from clustersim.spec.scenario import Scenario
+from clustersim.study.run import load as load_scenario
 
 BAD = Path(__file__).parent / "bad"
 

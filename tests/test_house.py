@@ -40,11 +40,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 
 #: (module, what it imports) beyond the table → why.
-ALLOWED_ACROSS: dict[tuple[str, str], str] = {
-    ("cli", "spec.reading"): "preview also shows what does not fit, which study.run.load refuses",
-    ("cli", "spec.schema"): "`clustersim schema` prints it as it is",
-    ("cli", "trace.results"): "a foreign folder is refused before a long run, not after it",
-}
+ALLOWED_ACROSS: dict[tuple[str, str], str] = {}
 
 #: Dependency → the only places that may import it; "" is everywhere.
 DOORS: dict[str, tuple[str, ...]] = {

@@ -103,7 +103,9 @@ def _needed(trace: Trace, bound_by: str, factor: float) -> str:
         return f"It would take links {_said(factor)} times as wide, or as many times fewer bytes."
     column, unit = _RATES[bound_by]
     rate = float(numbers(trace.tables["ranks"], column).max(initial=0.0))
-    less = "fewer key/value heads, a shorter context, fewer sequences" if bound_by == "memory" else "less work"
+    less = (
+        "fewer key/value heads, a shorter context, fewer sequences" if bound_by == "memory" else "less work"
+    )
     return (
         f"It would take {show(rate * factor, unit)} per GPU instead of {show(rate, unit)}, or {less}: "
         f"{_said(factor)} times less in all."

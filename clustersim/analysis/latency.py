@@ -125,6 +125,7 @@ def _phase(trace: Trace, phase: str, rows: np.ndarray) -> dict[str, Any]:
         "steps": len(rows),
         "tokens": tokens,
         "tokens_per_second": _per(tokens, _span_of(start, end)),
+        "period": _span_of(start, end) / len(rows) if len(rows) else None,
         "step": distribution(end - start),
         "bounds": bounds(trace, rows),
         "parts": parts(trace, phase, len(rows)),

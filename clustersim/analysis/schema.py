@@ -49,6 +49,8 @@ SCHEMA: dict[str, str] = {
     "phases.<phase>.steps": "steps of this phase; the phases are prefill and decode, as far as they ran",
     "phases.<phase>.tokens": "prompt tokens read (prefill), or tokens made (decode)",
     "phases.<phase>.tokens_per_second": "these, from the start of the first step to the end of the last, 1/s",
+    "phases.<phase>.period": "from the first step's start to the last one's end, divided by the steps: what "
+    "a step costs where steps overlap in the pipeline, s",
     "phases.<phase>.step": "the steps of this phase, s",
     "phases.<phase>.bounds.compute": "no step can be faster: FLOP of the busiest rank at peak rate, s; "
     "mean over steps",

@@ -85,7 +85,7 @@ class Meeting:
         self.ends[at][positions] = self._fabric.env.now
         pending = self._pending[at]
         if len(positions) < _FEW:
-            touched = set()
+            touched: set[int] = set()
             for p in positions.tolist():
                 source, target = int(one_round.source[p]), int(one_round.target[p])
                 pending[source] -= 1

@@ -110,7 +110,7 @@ def slowdown(slowness: Slowness, now: float) -> float:
 def as_complete(
     env: simpy.Environment, batch: TokenBatch, stage: int, rank: int, slowness: Slowness
 ) -> Process:
-    """As `in_order`, but an expert is served as soon as all its tokens are there, others still on their way."""
+    """As `in_order`, but an expert is served as soon as all its own tokens are there."""
     program = batch.programs[stage]
     seconds = program.seconds[rank]
     at = rank * len(seconds)

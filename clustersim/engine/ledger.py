@@ -16,18 +16,46 @@ from clustersim.trace.record import Recorder
 _WAITS = 1_000_000
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Times:
-    """One stage of a token batch; N ranks, P operators.
+#: (operator, phase, kind, stream): what sums are kept by
+Key = tuple[str, str, str, str]
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """One stage of a finished token batch: N ranks, P operators on the compute stream.
+
+    base             span of the first operator of the first rank; rank n's p-th has base + n * P + p
     start, met, end  float64[N, P] s
     after            int64[N, P] span that released each
     """
 
+    batch: TokenBatch
+    stage: int
+    base: int
     start: np.ndarray
     met: np.ndarray
     end: np.ndarray
     after: np.ndarray
+
+    @property
+    def program(self) -> Program:
+        return self.batch.programs[self.stage]
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """int32[N]"""
+        ranks: np.ndarray = self.batch.graph.ranks[self.stage]
+        return ranks
+
+    def last_spans(self) -> np.ndarray:
+        """int64[N] the last span of every rank."""
+        last: np.ndarray = self.base + np.arange(1, len(self.end) + 1) * self.end.shape[1] - 1
+        return last
+
+    def rank_of(self, spans: np.ndarray) -> np.ndarray:
+        """The ranks that spans of this block ran on."""
+        ranks: np.ndarray = self.ranks[(spans - self.base) // self.end.shape[1]]
+        return ranks
 
 
 class Ledger:
@@ -42,8 +70,8 @@ class Ledger:
         self._level = level
         self._spans = 0
         self._last = {s: (np.full(ranks, -1), np.full(ranks, -np.inf)) for s in ("compute", "transfer")}
-        self._sums: dict[tuple[str, str, str, str], np.ndarray] = {}
-        self._waits: dict[tuple[str, str, str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+        self._sums: dict[Key, np.ndarray] = {}
+        self._waits: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def write(self, batch: TokenBatch) -> int:
         """Rows of a finished token batch.
@@ -53,39 +81,36 @@ class Ledger:
         released = -1
         sent_from = np.empty(0, dtype=np.int64)
         for stage, program in enumerate(batch.programs):
-            ranks = batch.graph.ranks[stage]
-            base = self._spans
-            times = self._times(batch, stage, program, base, sent_from)
-            self._spans += times.end.size
-            self._keep(batch, stage, program, times, base)
-            self._remember("compute", ranks, base + np.arange(1, len(ranks) + 1) * len(program.compute) - 1, times)
+            block = self._block(batch, stage, sent_from)
+            self._spans += block.end.size
+            self._keep(block)
+            self._remember("compute", block.ranks, block.last_spans(), block.end[:, -1])
             if program.transfer is not None:
                 sent_from = self._transfers(batch, stage, program.transfer)
-            released = int(base + (np.argmax(times.end[:, -1]) + 1) * len(program.compute) - 1)
+            released = int(block.last_spans()[np.argmax(block.end[:, -1])])
         for op in batch.graph.operators:
             self.flop[batch.graph.ranks[op.stage]] += op.flop
         self._flows(batch)
         return released
 
-    def _times(
-        self, batch: TokenBatch, stage: int, program: Program, base: int, sent_from: np.ndarray
-    ) -> Times:
-        ranks = batch.graph.ranks[stage]
-        count = len(program.compute)
-        end = np.array(batch.ends[stage]).reshape(len(ranks), count)
+    def _block(self, batch: TokenBatch, stage: int, sent_from: np.ndarray) -> Block:
+        """When each operator of a stage ran. sent_from: spans of the transfers that fed the stage."""
+        ranks, program = batch.graph.ranks[stage], batch.programs[stage]
+        end = np.array(batch.ends[stage]).reshape(len(ranks), -1)
         start = np.empty_like(end)
         start[:, 0] = batch.firsts[stage]
         start[:, 1:] = end[:, :-1]
-        after = base + np.arange(end.size).reshape(end.shape) - 1
+        after = self._spans + np.arange(end.size).reshape(end.shape) - 1
         after[:, 0] = self._released_first(batch, stage, ranks, sent_from)
         met = start.copy()
         for (at_stage, rank, p), (free, began) in batch.begun.items():
             if at_stage == stage:
                 start[rank, p], met[rank, p] = free, began
-        for p, index in enumerate(program.indices):
-            if program.compute[p].exchange is not None:
-                self._meet(batch, stage, index, p, base, count, Times(start, met, end, after))
-        return Times(start, met, end, after)
+        block = Block(batch, stage, self._spans, start, met, end, after)
+        for p, op in enumerate(program.compute):
+            if op.exchange is not None:
+                _meet(block, p)
+        return block
 
     def _released_first(
         self, batch: TokenBatch, stage: int, ranks: np.ndarray, sent_from: np.ndarray
@@ -97,88 +122,63 @@ class Ledger:
         came = np.array([times[1] for times in batch.sent[stage - 1]])
         return np.where(last_end > came, last, sent_from)
 
-    def _meet(
-        self, batch: TokenBatch, stage: int, index: int, p: int, base: int, count: int, times: Times
-    ) -> None:
-        meeting = batch.meetings[index]
-        ranks = batch.graph.ranks[stage]
-        members = np.array([batch.member(index, rank) for rank in range(len(ranks))])
-        began = np.array(meeting.met)
-        last = np.array(meeting.released)[members]
-        # Where each sends when it is ready, a rank's exchange proper begins with its last sender.
-        times.met[:, p] = np.maximum(began[members], began[last])
-        others = np.flatnonzero(times.met[:, p] > times.start[:, p])
-        place = meeting.routed.ranks[last[others]] - ranks[0]
-        times.after[others, p] = base + place * count + p - 1
-
-    def _keep(self, batch: TokenBatch, stage: int, program: Program, times: Times, base: int) -> None:
-        self.operators += times.end.size
-        for p, op in enumerate(program.compute):
+    def _keep(self, block: Block) -> None:
+        self.operators += block.end.size
+        for p, op in enumerate(block.program.compute):
             kind = "compute" if op.exchange is None else "exchange"
-            key = (op.name, batch.phase, kind, "compute")
-            ranks = batch.graph.ranks[stage]
-            waited = times.met[:, p] - times.start[:, p]
-            self._add(key, ranks, times.end[:, p] - times.met[:, p], waited)
+            key = (op.name, block.batch.phase, kind, "compute")
+            waited = block.met[:, p] - block.start[:, p]
+            self._add(key, block.ranks, block.end[:, p] - block.met[:, p], waited)
             if op.exchange is not None:
-                self._blame(key, ranks, batch.meetings[program.indices[p]], waited, times.after[:, p], base, program)
+                self._blame(key, block.ranks, waited, block.rank_of(block.after[:, p]))
             if op.queue is not None:
-                self._queues(batch, stage, program, p, op, times)
+                self._queues(block, p, op)
         if self._level != "sums":
-            self._span_rows(batch, stage, program, times, base)
+            self._span_rows(block)
 
-    def _add(self, key: tuple[str, str, str, str], ranks: np.ndarray, busy: np.ndarray, wait: np.ndarray) -> None:
+    def _add(self, key: Key, ranks: np.ndarray, busy: np.ndarray, wait: np.ndarray) -> None:
         sums = self._sums.setdefault(key, np.zeros((3, len(self.flop))))
         sums[0, ranks] += 1
         sums[1, ranks] += busy
         sums[2, ranks] += wait
 
-    def _blame(
-        self,
-        key: tuple[str, str, str, str],
-        ranks: np.ndarray,
-        meeting: Meeting,
-        waited: np.ndarray,
-        after: np.ndarray,
-        base: int,
-        program: Program,
-    ) -> None:
+    def _blame(self, key: Key, ranks: np.ndarray, waited: np.ndarray, culprit: np.ndarray) -> None:
+        """Keeps how long each rank waited for whom."""
         late = np.flatnonzero(waited > 0)
         if not len(late):
             return
-        culprit = ranks[(after[late] - base) // len(program.compute)]
-        pair = ranks[late].astype(np.int64) * len(self.flop) + culprit
         held = self._waits.setdefault(key, [])
-        held.append((pair, waited[late]))
-        if sum(len(p) for p, _ in held) > _WAITS:
+        held.append((ranks[late].astype(np.int64) * len(self.flop) + culprit[late], waited[late]))
+        if sum(len(pair) for pair, _ in held) > _WAITS:
             self._waits[key] = [_added_up(held)]
 
-    def _span_rows(self, batch: TokenBatch, stage: int, program: Program, times: Times, base: int) -> None:
-        ranks, count = len(times.end), len(program.compute)
-        code = self._recorder.code
+    def _span_rows(self, block: Block) -> None:
+        ranks, count = block.end.shape
+        program, code = block.program, self._recorder.code
         names = [code("spans", "operator", op.name) for op in program.compute]
         kinds = [
             code("spans", "kind", "compute" if op.exchange is None else "exchange") for op in program.compute
         ]
         self._recorder.rows(
             "spans",
-            span=base + np.arange(times.end.size),
-            token_batch=batch.number,
-            rank=np.repeat(batch.graph.ranks[stage], count),
-            stage=stage,
+            span=block.base + np.arange(block.end.size),
+            token_batch=block.batch.number,
+            rank=np.repeat(block.ranks, count),
+            stage=block.stage,
             stream="compute",
             operator=np.tile(names, ranks),
             kind=np.tile(kinds, ranks),
             layer=np.tile([op.layer for op in program.compute], ranks),
-            start=times.start.ravel(),
-            met=times.met.ravel(),
-            end=times.end.ravel(),
-            after=times.after.ravel(),
+            start=block.start.ravel(),
+            met=block.met.ravel(),
+            end=block.end.ravel(),
+            after=block.after.ravel(),
         )
 
-    def _remember(self, stream: str, ranks: np.ndarray, spans: np.ndarray, times: Times) -> None:
+    def _remember(self, stream: str, ranks: np.ndarray, spans: np.ndarray, ends: np.ndarray) -> None:
         last, last_end = self._last[stream]
         last[ranks] = spans
-        last_end[ranks] = times.end[:, -1]
+        last_end[ranks] = ends
 
     def _transfers(self, batch: TokenBatch, stage: int, index: int) -> np.ndarray:
         """Rows of the hand-over to the next stage. Returns int64[N] their spans."""
@@ -190,8 +190,7 @@ class Ledger:
         computed = self._last["compute"][0][ranks]
         before, before_end = (column[ranks] for column in self._last["transfer"])
         after = np.where(before_end >= start, before, computed)
-        times = Times(start[:, None], start[:, None], end[:, None], after[:, None])
-        self._remember("transfer", ranks, spans, times)
+        self._remember("transfer", ranks, spans, end)
         self._add((op.name, batch.phase, "exchange", "transfer"), ranks, end - start, np.zeros(len(ranks)))
         if self._level != "sums":
             self._recorder.rows(
@@ -211,26 +210,25 @@ class Ledger:
             )
         return spans
 
-    def _queues(
-        self, batch: TokenBatch, stage: int, program: Program, p: int, op: Operator, times: Times
-    ) -> None:
+    def _queues(self, block: Block, p: int, op: Operator) -> None:
         """Rows of the expert queues that a dispatch fills."""
         queue, exchange = op.queue, op.exchange
         assert queue is not None and exchange is not None
-        arrived = _arrivals(batch.meetings[program.indices[p]], exchange.groups)
-        groups, members, copies = queue.tokens.shape
+        meeting = block.batch.meetings[block.program.indices[p]]
+        arrived = _arrivals(meeting, exchange.groups)
+        groups, _, copies = queue.tokens.shape
         holder = np.arange(copies) // queue.slots
         rank = exchange.groups[:, holder]
         slot = np.tile(np.arange(copies) % queue.slots, (groups, 1))
-        first, last = _service(program, p, queue.slots)
-        place = rank - batch.graph.ranks[stage, 0]
-        served = times.met[place, first[slot]]
+        first, last = _service(block.program, p, queue.slots)
+        place = rank - block.ranks[0]
+        served = block.met[place, first[slot]]
         tokens = queue.tokens
         there = np.where(tokens > 0, arrived[:, :, holder], np.nan)
         nobody = ~(tokens > 0).any(axis=1)
         self._recorder.rows(
             "experts",
-            token_batch=batch.number,
+            token_batch=block.batch.number,
             layer=op.layer,
             rank=rank.ravel(),
             ep_rank=np.tile(holder, groups),
@@ -240,7 +238,7 @@ class Ledger:
             first_arrival=np.where(nobody, np.nan, np.fmin.reduce(there, axis=1)).ravel(),
             last_arrival=np.where(nobody, np.nan, np.fmax.reduce(there, axis=1)).ravel(),
             served=served.ravel(),
-            done=times.end[place, last[slot]].ravel(),
+            done=block.end[place, last[slot]].ravel(),
             length=np.where(there <= served[:, None, :], tokens, 0).sum(axis=1).ravel(),
             wait=np.where(tokens > 0, tokens * (served[:, None, :] - there), 0.0).sum(axis=1).ravel(),
         )
@@ -282,7 +280,7 @@ class Ledger:
                 waited_for=self._most_waited_for(key)[ranks],
             )
 
-    def _most_waited_for(self, key: tuple[str, str, str, str]) -> np.ndarray:
+    def _most_waited_for(self, key: Key) -> np.ndarray:
         most = np.full(len(self.flop), -1)
         pair, seconds = _added_up(self._waits.get(key, []))
         # Ascending, so that the longest wait of each rank is the one that stays.
@@ -290,6 +288,20 @@ class Ledger:
             rank, culprit = divmod(int(pair[at]), len(most))
             most[rank] = culprit
         return most
+
+
+def _meet(block: Block, p: int) -> None:
+    """Sets from when on the ranks of exchange p exchange, and what had released those that waited."""
+    batch, index = block.batch, block.program.indices[p]
+    meeting = batch.meetings[index]
+    members = np.array([batch.member(index, rank) for rank in range(len(block.ranks))])
+    began = np.array(meeting.met)
+    last = np.array(meeting.released)[members]
+    # Where each sends when it is ready, a rank's exchange proper begins with its last sender.
+    block.met[:, p] = np.maximum(began[members], began[last])
+    others = np.flatnonzero(block.met[:, p] > block.start[:, p])
+    place = meeting.routed.ranks[last[others]] - block.ranks[0]
+    block.after[others, p] = block.base + place * block.end.shape[1] + p - 1
 
 
 def _added_up(waits: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -44,9 +44,7 @@ def simulate(
     recorder = Recorder()
     ledger = Ledger(layout, recorder, scenario.trace.level)
     inboxes = _streams(env, scenario, layout)
-    replica = Replica(
-        scenario, layout, fabric, inboxes, ledger, recorder, _pool(scenario, layout), tell
-    )
+    replica = Replica(scenario, layout, fabric, inboxes, ledger, recorder, _pool(scenario, layout), tell)
     over = env.event()
     offered = np.zeros(len(links.bandwidth))
     _links(env, scenario, layout, fabric, offered, over)

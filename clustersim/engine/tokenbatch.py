@@ -154,7 +154,9 @@ class TokenBatch:
         self.ends = [[0.0] * (ranks * len(p.compute)) for p in self.programs]
         self.firsts = [[0.0] * ranks for _ in self.programs]
         self.begun: dict[tuple[int, int, int], tuple[float, float]] = {}
-        self.sent = [[[0.0, 0.0] for _ in range(ranks)] if p.transfer is not None else [] for p in self.programs]
+        self.sent = [
+            [[0.0, 0.0] for _ in range(ranks)] if p.transfer is not None else [] for p in self.programs
+        ]
         self._routes = routes
         self._left = self.graph.ranks.size
         self._member = _Members(self.graph)

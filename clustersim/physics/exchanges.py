@@ -61,7 +61,7 @@ def route(
     n = groups.shape[1]
     ranks = groups.ravel()
     carried = np.zeros(links)
-    rounds = []
+    rounds: list[RoutedRound] = []
     for one_round in how.rounds(n, exchange.size) if n > 1 else []:
         if not one_round.size.any():
             continue
@@ -81,8 +81,10 @@ def _route_round(one_round: Round, ranks: np.ndarray, n: int, paths: Paths, laun
     weight = np.ones(len(size))
     if one_round.interleaved:
         weight = size / size.mean()
-        # Interleaved sends of one exchange get going together, when the farthest peer can answer.
-        latency = np.full(len(size), latency.max())
+        # Interleaved sends of a group get going together, when the farthest of its peers can answer.
+        farthest = np.zeros(len(ranks) // n)
+        np.maximum.at(farthest, source // n, latency)
+        latency = farthest[source // n]
     members = len(ranks)
     return RoutedRound(
         flows=Flows(size * one_round.repeat, weight, table.links, latency),

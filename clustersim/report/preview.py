@@ -9,18 +9,17 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from clustersim.report.terminal import (
-    _count,
-    _line,
-    _notes,
-    _ordered,
-    _paragraph,
-    _section,
-    _share,
-    _size,
-    _time,
-    _title,
+from clustersim.report.page import (
+    put_line,
+    put_paragraph,
+    put_section,
+    put_title,
+    said_count,
+    said_share,
+    said_size,
+    said_time,
 )
+from clustersim.report.terminal import ordered_bounds, put_notes
 from clustersim.units import show as quantity
 
 Preview = Mapping[str, Any]
@@ -36,10 +35,10 @@ def show_preview(found: Preview, console: Console) -> None:
     found    what `study.preview.preview` gives: name, model, memory, memory_limit, gpu, groups,
              topology, phases, notes
     """
-    _line(console, found["name"], "bold")
+    put_line(console, found["name"], "bold")
     for section in _SECTIONS:
         section(found, console)
-    _notes(found, console)
+    put_notes(found, console)
 
 
 def _model(found: Preview, console: Console) -> None:
@@ -49,7 +48,7 @@ def _model(found: Preview, console: Console) -> None:
     each = least if least == most else f"{least} to {most}"
     stated = model["stated_parameters"]
     said = "" if stated is None else f"; its source states {_amount(stated)}"
-    _paragraph(
+    put_paragraph(
         console,
         "  ",
         f"{model['name']}: {_amount(model['total_parameters'])} parameters{said}; "
@@ -61,19 +60,19 @@ def _memory(found: Preview, console: Console) -> None:
     limit, needs = found["memory_limit"], found["memory"]
     parts = list(needs[0]["parts"])
     rows = [
-        [stages, *(_size(need["parts"][part]) for part in parts), *_filled(need["total"], limit)]
+        [stages, *(said_size(need["parts"][part]) for part in parts), *_filled(need["total"], limit)]
         for stages, need in _runs(needs, lambda need: (need["parts"], need["total"]))
     ]
-    title = f"Memory of a rank, of {_size(limit)} that may be filled on {found['gpu']}"
-    _section(console, title, [*parts, "total", "of limit"], rows)
+    title = f"Memory of a rank, of {said_size(limit)} that may be filled on {found['gpu']}"
+    put_section(console, title, [*parts, "total", "of limit"], rows)
     for stages, need in _runs(needs, lambda need: (need["parts"], need["total"])):
         if need["total"] > limit:
-            over = _size(need["total"] - limit)
-            _line(console, f"  {stages}: does not fit, {over} too much; this scenario cannot run", "red")
+            over = said_size(need["total"] - limit)
+            put_line(console, f"  {stages}: does not fit, {over} too much; this scenario cannot run", "red")
 
 
 def _filled(total: float, limit: float) -> tuple[str, str]:
-    return _size(total), _share(total / limit)
+    return said_size(total), said_share(total / limit)
 
 
 def _groups(found: Preview, console: Console) -> None:
@@ -87,14 +86,14 @@ def _groups(found: Preview, console: Console) -> None:
         ]
         for group in found["groups"]
     ]
-    _section(console, "Groups", ["count", "ranks", "servers", "the first of them"], rows)
+    put_section(console, "Groups", ["count", "ranks", "servers", "the first of them"], rows)
 
 
 def _topology(found: Preview, console: Console) -> None:
     topology = found["topology"]
-    _title(console, "Topology")
+    put_title(console, "Topology")
     vertices = ", ".join(f"{count:,} {kind}" for kind, count in topology["vertices"].items())
-    _paragraph(
+    put_paragraph(
         console,
         "  ",
         f"servers: {topology['servers']:,}; vertices: {vertices}; "
@@ -104,7 +103,7 @@ def _topology(found: Preview, console: Console) -> None:
         [tier, f"{count:,}", quantity(total / count, "bandwidth"), quantity(total, "bandwidth")]
         for tier, count, total in _tiers(topology)
     ]
-    _section(console, "Links by tier, one way", ["links", "of each", "together"], rows)
+    put_section(console, "Links by tier, one way", ["links", "of each", "together"], rows)
 
 
 def _tiers(topology: Preview) -> Iterator[tuple[str, int, float]]:
@@ -122,18 +121,18 @@ def _phases(found: Preview, console: Console) -> None:
     for phase, step in found["phases"].items():
         flop = quantity(step["flop"], "flop rate").removesuffix("/s")
         parts = f"{step['microbatches']:,} microbatch{'es' if step['microbatches'] > 1 else ''}"
-        _title(console, f"The first {phase} step: {_count(step['tokens'])} tokens, {parts}, {flop}")
+        put_title(console, f"The first {phase} step: {said_count(step['tokens'])} tokens, {parts}, {flop}")
         bounds = step["bounds"]
-        ordered = ", ".join(f"{kind} {_time(bounds[kind])}" for kind in _ordered(bounds))
-        _paragraph(console, "  ", f"no such step is faster than: {ordered}")
+        ordered = ", ".join(f"{kind} {said_time(bounds[kind])}" for kind in ordered_bounds(bounds))
+        put_paragraph(console, "  ", f"no such step is faster than: {ordered}")
         counts = _runs(step["operators_per_rank"], lambda count: count)
-        _paragraph(
+        put_paragraph(
             console,
             "  ",
             f"operators of a rank in one pass: {', '.join(f'{count} in {at}' for at, count in counts)}",
         )
         kinds = ", ".join(f"{name} {count}" for name, count in step["operators"].items())
-        _paragraph(console, "  ", f"operators of one pass: {kinds}")
+        put_paragraph(console, "  ", f"operators of one pass: {kinds}")
 
 
 def _runs(values: Sequence[Any], key: Callable[[Any], object]) -> Iterator[tuple[str, Any]]:
@@ -157,7 +156,7 @@ def _amount(count: float) -> str:
     for scale, name in _SCALES:
         if count >= scale:
             return f"{float(f'{count / scale:.3g}'):,g} {name}"
-    return _count(count)
+    return said_count(count)
 
 
 #: The sections in the order in which they are printed.

@@ -149,21 +149,21 @@ def _ratio(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _decided(summary: Mapping[str, Any]) -> Iterator[str]:
     """Which bound, which operators, which exchange, which queue."""
     for phase, about in summary["phases"].items():
-        step, bounds = about["step"]["mean"], about["bounds"]
+        step, period, bounds = about["step"]["mean"], about["period"], about["bounds"]
         floor = bounds[bounds["bound_by"]]
         yield (
             f"- A {phase} step takes {_time(step)}; the {bounds['bound_by']} bound alone is "
             f"{_time(floor)}, {floor / step:.0%} of it."
         )
         parts = sorted(about["parts"], key=lambda part: -(part["busy"] + part["wait"]))
-        most = [f"{p['operator']} {(p['busy'] + p['wait']) / step:.0%}" for p in parts[:4]]
+        most = [f"{p['operator']} {(p['busy'] + p['wait']) / period:.0%}" for p in parts[:4]]
         exchanges = [p for p in parts if p["kind"] == "exchange" and p.get("stream", "compute") == "compute"]
         busy = sum(p["busy"] for p in exchanges)
         wait = sum(p["wait"] for p in exchanges)
         yield f"- Where a GPU's time goes: {', '.join(most)}."
         if exchanges:
             yield (
-                f"- Exchanges take {busy / step:.1%} of the step and waiting for peers {wait / step:.1%}, "
+                f"- Exchanges take {busy / period:.1%} of the time, waiting for peers {wait / period:.1%}, "
                 f"most of all {exchanges[0]['operator']}."
             )
     experts = summary["experts"]

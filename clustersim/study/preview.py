@@ -28,9 +28,15 @@ from clustersim.serving.batching import Pass, microbatches
 from clustersim.serving.router import ROUTERS
 from clustersim.spec.model import FORMAT_BYTES
 from clustersim.spec.scenario import Scenario
+from clustersim.spec.schema import json_schema
 
 #: A stated size further than this from what the dimensions give is a contradiction, not a rounding.
 _ROUNDING = 0.05
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of scenario files."""
+    return json_schema()
 
 
 def preview(scenario: Scenario, layout: Layout) -> dict[str, Any]:

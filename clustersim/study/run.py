@@ -17,7 +17,7 @@ from clustersim.spec.reading import gpu_of, read_scenario
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.writing import scenario_hash, to_toml
 from clustersim.trace.record import Trace
-from clustersim.trace.results import newest, read_summary, write_result
+from clustersim.trace.results import newest, read_summary, refuse_foreign, write_result
 from clustersim.trace.tables import Tables
 
 Tell = Callable[[int, int], None]
@@ -59,13 +59,18 @@ def find(path: str | Path) -> Path:
     return next((p for p in packaged if ".." not in wished.parts and p.is_file()), wished)
 
 
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+    """A scenario file → Scenario, whether or not it fits into memory. Otherwise as `load`."""
+    return read_scenario(find(path), overrides)
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     """A scenario file → Scenario.
 
     overrides  "key.path=value" texts, as after --set
     Raises     ScenarioError with every mistake of the file, and when it does not fit into memory
     """
-    scenario = read_scenario(find(path), overrides)
+    scenario = read(path, overrides)
     mistakes = does_not_fit(scenario, gpu_of(scenario.topology))
     if mistakes:
         raise ScenarioError(str(path), mistakes)
@@ -135,9 +140,14 @@ def run(
     return result
 
 
-def result_folder(scenario: Scenario, root: Path = Path("results")) -> Path:
-    """Where a scenario's result lies by default: <root>/<name>-<hash>."""
-    return root / f"{scenario.name}-{scenario_hash(scenario)}"
+def result_folder(scenario: Scenario, out: Path | None = None) -> Path:
+    """Where a scenario's result is to lie: `out`, or results/<name>-<hash>.
+
+    Raises   ResultError where something else lies: before a long run, not after it
+    """
+    folder = out if out is not None else Path("results") / f"{scenario.name}-{scenario_hash(scenario)}"
+    refuse_foreign(folder)
+    return folder
 
 
 def save_failure(scenario: Scenario, folder: Path, error: BaseException) -> None:
