@@ -44,7 +44,7 @@ def test_the_page_says_what_the_run_found() -> None:
     for said in (
         "tiny  seed 7  10 s simulated  10 operators  in 250 ms",
         "0.5 tokens/s  (output 0.5, input 0)",
-        "Where the 5 s of a decode step go, mean over GPUs",
+        "Where the 4 s of a decode step go, mean over GPUs",
         "2 steps, 0.5 tokens/s; step 4 s; bounds: memory 1.5 s, network 500 ms, compute 100 ms",
         "combine of rank 0",
         "s0/gpu0->s0/nvswitch",
