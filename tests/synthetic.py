@@ -82,6 +82,7 @@ def _requests_and_steps(recorder: Recorder, overwritten: dict[str, Any]) -> None
         token_batch=[0, 1],
         step=[0, 1],
         microbatch=0,
+        ready=0.0,
         start=[0.0, 3.0],
         end=[3.0, 8.0],
         tokens=2,

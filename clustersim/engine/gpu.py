@@ -112,64 +112,61 @@ def as_complete(
 ) -> Process:
     """As `in_order`, but an expert is served as soon as all its own tokens are there."""
     program = batch.programs[stage]
-    seconds = program.seconds[rank]
+    seconds, ends = program.seconds[rank], batch.ends[stage]
     at = rank * len(seconds)
     batch.firsts[stage][rank] = env.now
-    p = 0
-    free = env.now
+    p, before, free = 0, -1, env.now
     while p < len(seconds):
         duration = seconds[p]
         section = program.sections.get(p + 1)
+        batch.begun[stage, rank, p] = (free, env.now, before)
         if duration is None and section:
-            free = yield from _serve(env, batch, stage, rank, p, slowness)
+            before = yield from _serve(env, batch, stage, rank, p, slowness)
             p = section[-1][1]
         else:
-            batch.begun[stage, rank, p] = (free, env.now)
             if duration is None:
                 yield batch.arrive(program.indices[p], rank)
             else:
                 yield env.timeout(duration * slowdown(slowness, env.now))
-            batch.ends[stage][at + p] = free = env.now
-            p += 1
+            ends[at + p] = env.now
+            p, before = p + 1, p
+        free = ends[at + before]
 
 
 def _serve(
     env: simpy.Environment, batch: TokenBatch, stage: int, rank: int, dispatch: int, slowness: Slowness
-) -> Generator[simpy.Event, object, float]:
+) -> Generator[simpy.Event, object, int]:
     """Dispatch, then the experts of a rank in the order in which their queues are complete.
 
     The dispatch's span ends when the first expert is served; what the rank waits for later ones is
-    theirs. Returns when the last expert was done, s; by then all that the rank sends has left, too.
+    theirs. Returns the position served last; by then all that the rank sends has left, too.
     """
     program, ends = batch.programs[stage], batch.ends[stage]
-    at = rank * len(program.seconds[rank])
+    seconds = program.seconds[rank]
+    at = rank * len(seconds)
     index = program.indices[dispatch]
     member = batch.member(index, rank)
     meeting = batch.meeting(index)
-    free = env.now
-    batch.begun[stage, rank, dispatch] = (free, free)
     all_there = meeting.arrive(member)
     queue = program.compute[dispatch].queue
     assert queue is not None
-    waiting = list(range(queue.slots))
-    first = True
+    waiting, before = list(range(queue.slots)), dispatch
     while waiting:
         slot = _complete(meeting, queue, member, waiting)
         if slot is None:
             yield meeting.news(member)
             continue
-        if first:
-            ends[at + dispatch] = free = env.now
-            first = False
+        if before == dispatch:
+            ends[at + dispatch] = env.now
         waiting.remove(slot)
         for p in range(*program.sections[dispatch + 1][slot]):
-            batch.begun[stage, rank, p] = (free, env.now)
-            duration = program.seconds[rank][p]
+            batch.begun[stage, rank, p] = (ends[at + before], env.now, before)
+            duration = seconds[p]
             assert duration is not None
             yield env.timeout(duration * slowdown(slowness, env.now))
-            ends[at + p] = free = env.now
+            ends[at + p], before = env.now, p
     yield all_there
-    return free
+    return before
 
 
 def _complete(meeting: Meeting, queue: Queue, member: int, waiting: Sequence[int]) -> int | None:

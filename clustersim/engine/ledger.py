@@ -103,9 +103,11 @@ class Ledger:
         after = self._spans + np.arange(end.size).reshape(end.shape) - 1
         after[:, 0] = self._released_first(batch, stage, ranks, sent_from)
         met = start.copy()
-        for (at_stage, rank, p), (free, began) in batch.begun.items():
+        for (at_stage, rank, p), (free, began, before) in batch.begun.items():
             if at_stage == stage:
                 start[rank, p], met[rank, p] = free, began
+                if before >= 0:
+                    after[rank, p] = self._spans + rank * end.shape[1] + before
         block = Block(batch, stage, self._spans, start, met, end, after)
         for p, op in enumerate(program.compute):
             if op.exchange is not None:
@@ -118,7 +120,7 @@ class Ledger:
         """What released each rank's first operator: its stream's last span, or what came from before."""
         last, last_end = (column[ranks] for column in self._last["compute"])
         if stage == 0:
-            return np.where(last_end > batch.start, last, batch.released)
+            return np.where(last_end > batch.ready, last, batch.released)
         came = np.array([times[1] for times in batch.sent[stage - 1]])
         return np.where(last_end > came, last, sent_from)
 
@@ -297,11 +299,15 @@ def _meet(block: Block, p: int) -> None:
     members = np.array([batch.member(index, rank) for rank in range(len(block.ranks))])
     began = np.array(meeting.met)
     last = np.array(meeting.released)[members]
-    # Where each sends when it is ready, a rank's exchange proper begins with its last sender.
-    block.met[:, p] = np.maximum(began[members], began[last])
-    others = np.flatnonzero(block.met[:, p] > block.start[:, p])
+    # Where each sends when it is ready, a rank's exchange proper begins with its last sender; a rank
+    # that served its first expert before that had no need to wait for it.
+    met = np.maximum(began[members], began[last])
+    met = np.where(met > block.end[:, p], block.start[:, p], met)
+    others = np.flatnonzero(met > block.start[:, p])
     place = meeting.routed.ranks[last[others]] - block.ranks[0]
-    block.after[others, p] = block.base + place * block.end.shape[1] + p - 1
+    block.met[:, p] = met
+    # A late comer's own predecessor stays: nobody it met was later.
+    block.after[others, p] = block.after[place, p]
 
 
 def _added_up(waits: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 import simpy
@@ -93,6 +94,7 @@ class Replica:
         self._token_batches = 0
         self._passes = 0
         self._all_passes = 0
+        self._last = -1
 
     def serve(self, batches: Sequence[Sequence[Request]]) -> Process:
         """Admits the batches in order of arrival; ends when the last one is done."""
@@ -102,10 +104,14 @@ class Replica:
                 yield self.env.timeout(batch[0].arrival - self.env.now)
             shards = pick(ROUTERS, self.scenario.workload.router, "workload.router")(batch, self._held)
             wanted = self._blocks(batch, shards)
+            released = -1
             while not self._pool.fits(wanted):
                 yield self._room
+                released = self._last
             self._pool.take(wanted)
-            running.append(self.env.process(self._run(batch, shards, wanted)))
+            for request, shard in zip(batch, shards, strict=True):
+                self._held[shard] += request.prompt_tokens + request.decode_steps
+            running.append(self.env.process(self._run(batch, shards, wanted, released)))
         for process in running:
             yield process
 
@@ -115,16 +121,17 @@ class Replica:
             wanted[shard] += self._pool.blocks_for(request.prompt_tokens + request.decode_steps)
         return wanted
 
-    def _run(self, batch: Sequence[Request], shards: Sequence[int], wanted: np.ndarray) -> Process:
-        """One batch from its first pass to its last."""
+    def _run(
+        self, batch: Sequence[Request], shards: Sequence[int], wanted: np.ndarray, released: int
+    ) -> Process:
+        """One batch from its first pass to its last. released: span that made room for it, or -1."""
         placed = list(zip(batch, shards, strict=True))
         for request, shard in placed:
             self._progress[request.number] = Progress(request, shard)
-            self._held[shard] += request.prompt_tokens + request.decode_steps
         chains = microbatches(placed, self.scenario.workload, len(self._held))
         self._all_passes += sum(len(chain) for chain in chains)
         parts = [
-            self.env.process(self._chain(batch[0].batch, number, chain, len(chains)))
+            self.env.process(self._chain(batch[0].batch, number, chain, len(chains), released))
             for number, chain in enumerate(chains)
         ]
         for part in parts:
@@ -135,9 +142,10 @@ class Replica:
         room, self._room = self._room, self.env.event()
         room.succeed()
 
-    def _chain(self, batch: int, microbatch: int, passes: Sequence[Pass], parts: int) -> Process:
+    def _chain(
+        self, batch: int, microbatch: int, passes: Sequence[Pass], parts: int, released: int
+    ) -> Process:
         """The passes of a micro-batch: the next begins at stage 0 when the last has left the last stage."""
-        released = -1
         for one in passes:
             token_batch = self._issue(one, released)
             step = self._open_step(batch, one, parts)
@@ -149,10 +157,6 @@ class Replica:
         self._token_batches += 1
         prepared = self._prepare(one, number)
         token_batch = TokenBatch(number, one.phase, prepared, self.fabric, self._routes, released)
-        for request in one.requests:
-            progress = self._progress[request]
-            if progress.started != progress.started:
-                progress.started = self.env.now
         for stage in self._inboxes:
             for inbox in stage:
                 inbox.put(token_batch)
@@ -177,19 +181,21 @@ class Replica:
         key = (batch, one.index)
         step = self._steps.get(key)
         if step is None:
-            step = Step(batch, one.index, one.phase, len(self._steps), parts, self.env.now)
+            step = Step(batch, one.index, one.phase, len(self._steps), parts, inf)
             self._steps[key] = step
         return step
 
     def _close(self, token_batch: TokenBatch, one: Pass, step: Step, microbatch: int) -> int:
         """Rows and tokens of a pass that is done. Returns the span that ended last."""
-        now = self.env.now
+        now, began = self.env.now, token_batch.began()
+        step.start = min(step.start, began)
         self._recorder.rows(
             "token_batches",
             token_batch=token_batch.number,
             step=step.number,
             microbatch=microbatch,
-            start=token_batch.start,
+            ready=token_batch.ready,
+            start=began,
             end=now,
             tokens=token_batch.graph.tokens,
         )
@@ -197,7 +203,10 @@ class Replica:
         self.carried += work.carried
         step.work.append(work)
         for number, piece in zip(one.requests, one.pieces, strict=True):
-            self._advance(self._progress[number], piece.new if one.phase == "prefill" else 0, piece.makes)
+            progress = self._progress[number]
+            if progress.started != progress.started:
+                progress.started = began
+            self._advance(progress, piece.new if one.phase == "prefill" else 0, piece.makes)
             step.tokens_read += piece.new if one.phase == "prefill" else 0
             step.tokens_made += piece.makes
         step.left -= 1
@@ -205,7 +214,8 @@ class Replica:
             self._write_step(step)
         self._passes += 1
         self._tell(self._passes, self._all_passes)
-        return self._ledger.write(token_batch)
+        self._last = self._ledger.write(token_batch)
+        return self._last
 
     def _advance(self, progress: Progress, read: int, made: int) -> None:
         progress.read += read

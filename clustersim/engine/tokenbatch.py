@@ -129,11 +129,13 @@ class TokenBatch:
     """One pass of a micro-batch: meetings as they come up, and the times of every span.
 
     number    token batch number
+    ready     when it was handed to stage 0, s
     phase     prefill or decode
     ends      per stage a flat list: end of rank n's p-th operator at n * P + p
     firsts    per stage: when rank n began its first operator
-    begun     (stage, rank, position) → when the rank was free for the operator and when it began it;
-              only where operators do not follow each other in the order of the program
+    begun     (stage, rank, position) → when the rank was free for the operator, when it began it, and
+              the position it had been busy with before (-1: none); only where operators do not follow
+              each other in the order of the program
     sent      per stage and rank: [start, end] of its transfer
     released  span that let stage 0 begin, -1 for none
     """
@@ -147,19 +149,23 @@ class TokenBatch:
         self.programs = prepared.programs
         self.fabric = fabric
         self.done: simpy.Event = fabric.env.event()
-        self.start = fabric.env.now
+        self.ready = fabric.env.now
         self.released = released
         self.meetings: dict[int, Meeting] = {}
         ranks = self.graph.ranks.shape[1]
         self.ends = [[0.0] * (ranks * len(p.compute)) for p in self.programs]
         self.firsts = [[0.0] * ranks for _ in self.programs]
-        self.begun: dict[tuple[int, int, int], tuple[float, float]] = {}
+        self.begun: dict[tuple[int, int, int], tuple[float, float, int]] = {}
         self.sent = [
             [[0.0, 0.0] for _ in range(ranks)] if p.transfer is not None else [] for p in self.programs
         ]
         self._routes = routes
         self._left = self.graph.ranks.size
         self._member = _Members(self.graph)
+
+    def began(self) -> float:
+        """When the first rank of stage 0 began with it, s; known when it is done."""
+        return min(self.firsts[0])
 
     def meeting(self, index: int) -> Meeting:
         """The meeting of the graph's operator `index`; made when the first rank asks for it."""

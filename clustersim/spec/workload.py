@@ -55,7 +55,9 @@ class Gating(Value):
 class Network(Value):
     """How finely links are simulated.
 
-    fidelity  port_bound: closed form, nobody shares; fluid: max-min fair; chunked: FIFO chunks
+    fidelity  port_bound: closed form; what else is on a link is ignored, so that with several
+              exchanges at once even the network bound can be undercut; fluid: max-min fair;
+              chunked: FIFO chunks
     chunk     bytes per chunk of `chunked`
     """
 
