@@ -12,7 +12,7 @@ from clustersim.analysis.summary import summarize
 from clustersim.engine.simulation import simulate
 from clustersim.errors import ClustersimError, Mistake, ScenarioError
 from clustersim.plan.layout import Layout, lay_out
-from clustersim.plan.memory import does_not_fit
+from clustersim.plan.memory import does_not_fit, slots_of
 from clustersim.spec.reading import gpu_of, read_scenario
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.writing import scenario_hash, to_toml
@@ -21,6 +21,12 @@ from clustersim.trace.results import newest, read_summary, refuse_foreign, write
 from clustersim.trace.tables import Tables
 
 Tell = Callable[[int, int], None]
+
+#: Rows of spans and expert queues that a trace may hold; at some 70 bytes each, and twice that while
+#: they are joined at the end of a run, it stays below 3 GB.
+_MOST_ROWS = 20_000_000
+#: Operators of a layer on one rank, at most.
+_OPERATORS = 20
 
 #: Folders of examples that an installed package carries, and where it keeps them.
 _EXAMPLES = ("workloads", "topologies")
@@ -68,13 +74,38 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     """A scenario file → Scenario.
 
     overrides  "key.path=value" texts, as after --set
-    Raises     ScenarioError with every mistake of the file, and when it does not fit into memory
+    Raises     ScenarioError with every mistake of the file, when it does not fit into the GPUs'
+               memory, and when its trace would not fit into this computer's
     """
     scenario = read(path, overrides)
-    mistakes = does_not_fit(scenario, gpu_of(scenario.topology))
+    mistakes = [*does_not_fit(scenario, gpu_of(scenario.topology)), *too_long_to_record(scenario)]
     if mistakes:
         raise ScenarioError(str(path), mistakes)
     return scenario
+
+
+def too_long_to_record(scenario: Scenario) -> list[Mistake]:
+    """A mistake that says which level or length can be recorded, or nothing.
+
+    A trace is held in memory until the run is over; this keeps it below a few GB.
+    """
+    d, w = scenario.deployment, scenario.workload
+    steps = w.decode_steps + (w.phase != "decode")
+    passes = w.batches * w.microbatches * steps
+    slots = slots_of(d, scenario.model.experts)
+    per_rank = scenario.model.layers * (_OPERATORS + (3 * slots if d.experts.service == "by_expert" else 0))
+    ranks = d.tensor_parallel * d.data_parallel
+    queues = passes * scenario.model.layers * ranks * slots
+    spans = passes * ranks * per_rank if scenario.trace.level != "sums" else 0
+    if spans + queues <= _MOST_ROWS:
+        return []
+    fits = passes * _MOST_ROWS // (spans + queues)
+    shorter = f"{fits:,} of {passes:,} passes of micro-batches could be recorded"
+    remedy = 'set trace.level = "sums"' if spans and queues <= _MOST_ROWS else "take fewer batches or steps"
+    what = (
+        f'"{scenario.trace.level}" would keep about {spans + queues:,} rows, at most {_MOST_ROWS:,} are kept'
+    )
+    return [Mistake("trace.level", f"{what}; {shorter}; {remedy}")]
 
 
 def laid_out(scenario: Scenario, shown: str) -> Layout:
