@@ -5,7 +5,9 @@ Exit status: 0 done, 1 internal error, 2 wrong input, 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -75,7 +77,8 @@ def run(
     elif not quiet:
         from clustersim.report.terminal import show
 
-        show(result.summary, _console(), peers(scenario, folder.parent), folder)
+        others = peers(scenario, folder)
+        _print_page(lambda console: show(result.summary, console, others, folder))
 
 
 @cli.command()
@@ -98,7 +101,7 @@ def preview(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         return
     from clustersim.report.preview import show_preview
 
-    show_preview(found, _console())
+    _print_page(lambda console: show_preview(found, console))
 
 
 @cli.command()
@@ -130,14 +133,33 @@ def examples(folder: Path, check: bool) -> None:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    _print(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _console() -> Console:
+def _print_page(page: Callable[[Console], None]) -> None:
     from rich.console import Console
 
+    tty = sys.stdout.isatty()
+    encoding = sys.stdout.encoding or "utf-8"
+    # Drawn first and printed in one go: what can go wrong with standard output goes wrong in `_print`.
+    drawn = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="", write_through=True)
     # Piped output is read by programs and in logs: keep its width the same everywhere.
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    page(Console(file=drawn, force_terminal=tty, width=None if tty else 100, highlight=False))
+    drawn.seek(0)
+    _print(drawn.read())
+
+
+def _print(text: str) -> None:
+    """Results, on standard output."""
+    try:
+        click.echo(text, nl=False)
+    except BrokenPipeError:
+        # The reader has gone (`| head`); what it wanted it has, and nothing more shall be flushed to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        from clustersim.errors import ClustersimError
+
+        raise ClustersimError(f"standard output: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -176,10 +198,6 @@ def _status(arguments: list[str] | None) -> int:
         return _say("\n".join(error.lines()), 2)
     except ClustersimError as error:
         return _say(str(error), 2)
-    except BrokenPipeError:
-        # The reader has gone (`| head`); what it wanted it has.
-        sys.stderr.close()
-        return 0
     except Exception:
         traceback.print_exc()
         return _say("internal error: this is a fault of clustersim, please report it", 1)

@@ -13,17 +13,24 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import cleandoc
 from pathlib import Path
+from typing import Any
 
 import click
+from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
 
 from clustersim.analysis.schema import schema_page
 from clustersim.cli import cli
 from clustersim.plan.parameters import active_parameters, total_parameters
 from clustersim.spec.hardware import Gpu, Server
 from clustersim.spec.model import Model
+from clustersim.spec.quantities import Value
 from clustersim.spec.reading import read_catalogue
+from clustersim.spec.schema import TABLES as SCENARIO_TABLES
+from clustersim.spec.schema import meanings
+from clustersim.spec.writing import toml_value
 from clustersim.trace.record import TABLES
-from clustersim.units import show
+from clustersim.units import UNITS, show
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -38,6 +45,7 @@ def pages() -> dict[str, str]:
     return {
         "summary.md": schema_page(),
         "trace.md": trace_page(),
+        "scenario.md": scenario_page(),
         "catalogue.md": catalogue_page(),
         **{f"commands/{name}.md": command_page(name, command) for name, command in cli.commands.items()},
     }
@@ -68,6 +76,88 @@ def _spellings(option: click.Option) -> list[str]:
 def _meaning(option: click.Option) -> str:
     said = option.help or ""
     return f"{said} Default: `{option.default}`." if option.show_default else said
+
+
+#: Where in a file each table stands.
+PLACES = {
+    "Scenario": "top level",
+    "SingleServer": '[topology] with family = "single_server"',
+    "RailFatTree": '[topology] with family = "rail_fat_tree"',
+    "FatTree": '[topology] with family = "fat_tree"',
+    "Nvl72": '[topology] with family = "nvl72"',
+    "VertexByVertex": '[topology] with family = "explicit"',
+    "Vertex": "[[topology.vertices]]",
+    "Cable": "[[topology.cables]]",
+    "Server": "[topology.server]",
+    "Gpu": "[topology.server.gpu]",
+    "Tile": "tiles of a GPU",
+    "Model": "[model]",
+    "Deployment": "[deployment]",
+    "Experts": "[deployment.experts]",
+    "Algorithms": "[deployment.algorithms]",
+    "Workload": "[workload]",
+    "Gating": "[gating]",
+    "Network": "[network]",
+    "TraceLevel": "[trace]",
+    "Fault": "[[faults]]",
+    "Claimed": "[claimed]",
+}
+
+
+def scenario_page() -> str:
+    """Every table and key of a scenario file."""
+    parts = [
+        "# Scenario files\n",
+        _printed_from("clustersim/spec/"),
+        "TOML. `clustersim run FILE --set KEY=VALUE` overrides any key by its dotted path, for instance\n"
+        "`--set gating.skew=zipf`. Quantities are text with a unit. An unknown key is an error.\n\n"
+        "`model`, `topology.server` and its `gpu` may be a name from the [catalogue](catalogue.md), or a\n"
+        'table with `from = "name"` and the keys that differ. `topology` may be a TOML file, or a table with\n'
+        '`from = "file.toml"`. `extends = "other.toml"` at top level lays a scenario over another one.\n'
+        "Files that are referred to lie in the folder above the scenario's own, or below: copy the examples\n"
+        "beside your own scenarios to extend them.\n",
+    ]
+    for name, place in PLACES.items():
+        value = SCENARIO_TABLES[name]
+        about = cleandoc(value.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        said = meanings(value)
+        rows = [
+            (f"`{key}`", _wanted(field), _default(field), said.get(key, "").replace("|", "\\|"))
+            for key, field in value.model_fields.items()
+        ]
+        parts += [f"## `{place}`\n", f"{about}\n", _table(("key", "value", "default", "what it is"), rows)]
+    return "\n".join(parts)
+
+
+def _wanted(field: FieldInfo) -> str:
+    """What a key's value may be."""
+    annotation = TypeAdapter(field.rebuild_annotation()).json_schema(mode="validation")
+    options = annotation.get("anyOf", [annotation])
+    return " or ".join(dict.fromkeys(filter(None, map(_kind, options))))
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    if "const" in schema:
+        return f'`"{schema["const"]}"`'
+    if "enum" in schema:
+        return ", ".join(f'`"{word}"`' for word in schema["enum"])
+    if "examples" in schema:
+        return f'{schema["description"]}, such as `"{schema["examples"][0]}"`'
+    kinds = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
+    kinds |= {"array": "list", "object": "table", "null": ""}
+    return kinds.get(schema.get("type", "object"), "table")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.default
+    if default is None or default == () or isinstance(default, Value):
+        return ""
+    for dimension in UNITS:
+        if _wanted(field).startswith(f"a {dimension},"):
+            return f"`{show(default, dimension, digits=6)}`"
+    return f"`{toml_value(default)}`"
 
 
 def trace_page() -> str:

@@ -76,6 +76,7 @@ def _requests_and_steps(recorder: Recorder, overwritten: dict[str, Any]) -> None
         bound_compute=0.1,
         bound_memory=[1.0, 2.0],
         bound_network=0.5,
+        occupied=1.5,
     )
     recorder.rows(
         "token_batches",

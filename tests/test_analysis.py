@@ -247,7 +247,8 @@ def test_claims_that_contradict_each_other_or_a_bound_are_named() -> None:
     # tokens in 1.5 s is 1.33 tokens/s.
     assert "450 tokens/s x 1 s per token are 450 sequences in flight; the run had 2." in notes[0]
     assert "reading HBM alone takes 1.5 s per decode step; 1 s is shorter by a factor 1.5." in notes[1]
-    assert "per step of 2 tokens, which allows 1.33 tokens/s at most" in notes[2]
+    assert "a step of 2 tokens occupies the busiest GPU or link for at least 1.5 s" in notes[2]
+    assert "which allows 1.33 tokens/s at most" in notes[2]
     assert "450 tokens/s is more by a factor 338." in notes[2]
 
 

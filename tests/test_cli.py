@@ -154,13 +154,13 @@ def test_claimed_stands_beside_found_and_the_peer_beside_both(scenario: str, cal
     peer = call("run", scenario, "--set", "name=tiny_peer", "--set", "workload.prompt_tokens=32000")
     assert peer.status == 0
     after = call("run", scenario).out
-    assert "Beside other results" in after and "tiny_peer: tokens/s" in after
+    assert "Beside other results" in after and "tiny_peer (other work): tokens/s" in after
     there, here = (
         json.loads(next(Path("results").glob(f"{name}-*/summary.json")).read_text("utf-8"))
         for name in ("tiny_peer", "tiny")
     )
     ratio = here["throughput"]["total_tokens_per_second"] / there["throughput"]["total_tokens_per_second"]
-    line = next(line for line in after.splitlines() if "tiny_peer: tokens/s" in line)
+    line = next(line for line in after.splitlines() if "tiny_peer (other work): tokens/s" in line)
     assert line.endswith(f"{ratio:.3g} x")
 
 
@@ -368,3 +368,92 @@ def test_examples_are_found_from_everywhere(
     (tmp_path / "workloads" / f"{example}.toml").write_text("", encoding="utf-8")
     assert find(f"workloads/{example}.toml").read_text("utf-8") == ""
     assert find("workloads/../pyproject.toml") == Path("workloads/../pyproject.toml")
+
+
+# --- what fresh readers stumbled over --------------------------------------------------------------
+
+
+def test_a_reader_that_has_gone_is_no_fault(scenario: str) -> None:
+    for command in (f"run {scenario}", f"preview {scenario}", "schema"):
+        done = subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m clustersim.cli {command} | true; exit ${{PIPESTATUS[0]}}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), command
+
+
+def test_a_full_standard_output_is_told_and_is_no_fault_of_ours(scenario: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "clustersim.cli", "run", scenario],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2 and done.stderr.startswith("standard output: ")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_run(
+    scenario: str, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with(monkeypatch, AssertionError("simulated all the same"))
+    Path("taken").write_text("a file", encoding="utf-8")
+    done = call("run", scenario, "--out", "taken/result")
+    assert done.status == 2 and "taken/result" in done.err and "Traceback" not in done.err
+
+
+def test_a_topology_is_not_run(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.toml").write_text('family = "single_server"\nserver = "dgx_h100"\n', encoding="utf-8")
+    done = call("run", "one.toml")
+    assert done.status == 2
+    assert done.err.splitlines() == [
+        'one.toml: is a topology, not a scenario; a scenario names it: topology = "../topologies/mine.toml"'
+    ]
+
+
+def test_a_byte_order_mark_is_no_mistake(scenario: str, call: Any) -> None:
+    Path("bom.toml").write_bytes(b"\xef\xbb\xbf" + Path(scenario).read_bytes())
+    assert call("run", "bom.toml", "--quiet").status == 0
+
+
+def test_an_algorithm_is_checked_even_where_it_is_not_needed(scenario: str, call: Any) -> None:
+    done = call("preview", scenario, "--set", "deployment.algorithms.all_reduce=rings")
+    assert done.status == 2 and 'did you mean "ring"' in done.err
+
+
+def test_python_overrides_may_be_any_value_or_one_text(scenario: str) -> None:
+    fault = {"kind": "slow_gpu", "gpu": 1, "factor": 2.0}
+    found = clustersim.run(
+        scenario, {"gating.shuffle": False, "faults": [fault], "deployment.experts": {"service": "by_expert"}}
+    ).scenario
+    assert not found.gating.shuffle and found.faults[0].gpu == 1
+    assert found.deployment.experts.service == "by_expert"
+    assert clustersim.run(scenario, "workload.decode_steps=1").scenario.workload.decode_steps == 1
+
+
+def test_results_and_tables_say_in_a_line_what_they_are(scenario: str) -> None:
+    result = clustersim.run(scenario)
+    assert repr(result).startswith("<Result of tiny: ")
+    assert "steps: 3" in repr(result.trace)
+    assert repr(result.trace["steps"]).startswith("<Table steps: 3 rows of step, ")
+
+
+def test_arrivals_stay_where_the_clock_is_fine(scenario: str, call: Any) -> None:
+    done = call(
+        "run", scenario, "--set", "workload.batches=3", "--set", "workload.arrivals=uniform",
+        "--set", 'workload.interval="1e12 s"',
+    )  # fmt: skip
+    assert done.status == 2 and "workload.interval" in done.err
+
+
+def test_a_fault_after_the_end_was_not_at_work(scenario: str) -> None:
+    def notes(start: str) -> str:
+        fault = {"kind": "slow_gpu", "gpu": 1, "factor": 2.0, "start": start}
+        return " ".join(clustersim.run(scenario, {"faults": [fault]}).summary["notes"])
+
+    assert "Faults were at work" in notes("0 s")
+    assert "Faults were at work" not in notes("2 s")

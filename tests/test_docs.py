@@ -7,6 +7,9 @@ from pathlib import Path
 import make
 import pytest
 
+from clustersim.spec.schema import TABLES as SCENARIO_TABLES
+from clustersim.spec.schema import json_schema, meanings
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
@@ -35,3 +38,18 @@ def test_a_refreshed_excerpt_has_new_numbers_in_old_places() -> None:
 def test_an_excerpt_of_something_no_longer_printed_is_refused() -> None:
     with pytest.raises(SystemExit, match="no longer printed"):
         make.refreshed("gone  1\n", "tiny  2 s\n")
+
+
+@pytest.mark.parametrize("name", SCENARIO_TABLES)
+def test_every_key_of_a_scenario_says_what_it_is(name: str) -> None:
+    value = SCENARIO_TABLES[name]
+    assert set(meanings(value)) == set(value.model_fields) - {"family"}
+
+
+def test_every_table_of_a_scenario_has_its_place_in_the_page() -> None:
+    assert set(make.PLACES) == set(SCENARIO_TABLES)
+
+
+def test_editors_show_what_a_key_means() -> None:
+    fidelity = json_schema()["$defs"]["Network"]["properties"]["fidelity"]
+    assert fidelity["description"].startswith("port_bound: closed form")

@@ -824,3 +824,35 @@ def test_a_one_sided_exchange_does_not_make_the_early_wait_for_the_late() -> Non
     for rank in (0, 1, 3):
         assert (begun["one_sided"][rank] < late / 10).all()
     assert begun["one_sided"][2] == approx(late)
+
+
+# ---- what a run holds ---------------------------------------------------------------------------
+
+
+def test_memory_tells_of_all_batches_that_were_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kv(scenario: Scenario) -> float:
+        memory = table(trace_of(scenario), "memory")
+        return float(memory["bytes"][memory["part"] == "kv"].max())
+
+    assert kv(tiny(workload={"batches": 3})) == 3 * kv(tiny())
+
+
+def test_only_one_pass_waits_before_stage_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All 8 micro-batches are there at once; each is lowered when the one before begins.
+    batches = table(
+        trace_of(
+            tiny(workload={"phase": "prefill", "decode_steps": 0, "prompt_tokens": 64, "microbatches": 8})
+        ),
+        "token_batches",
+    )
+    assert (batches["ready"] == 0).all()
+    assert (np.diff(batches["start"]) > 0).all()
+
+
+def test_no_run_gets_through_more_steps_than_its_busiest_part_allows() -> None:
+    trace = trace_of(tiny(deployment=parallel(pp=2), workload={"batches": 4, "sequences": 2}))
+    steps = table(trace, "steps")
+    assert steps["end"].max() - steps["start"].min() >= steps["occupied"].sum() * (1 - 1e-9)
+    # One pass takes longer than it occupies anybody: that is what pipelines are for.
+    latency = np.maximum(steps["bound_compute"], steps["bound_memory"])
+    assert (latency > steps["occupied"]).all()

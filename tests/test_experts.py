@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scenarios import parallel, rail_tree, tiny
 
 from clustersim.plan.experts import COPY_CHOICES, EXPERT_POLICIES, copies_of, tokens_per_copy
+from clustersim.plan.gating import even
 from clustersim.plan.layout import lay_out
 from clustersim.plan.memory import slots_of
 from clustersim.spec.deployment import Deployment, Experts
@@ -149,3 +150,18 @@ def test_ranks_that_share_an_expert_dispatch_among_their_likes() -> None:
     assert layout.groups.etp.tolist() == [[[0, 1], [2, 3]]]
     counts = np.arange(16).reshape(4, 4)
     assert layout.tokens_per_copy(counts, 0).tolist() == [counts[[0, 2]].tolist(), counts[[1, 3]].tolist()]
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 4, 8, 16])
+def test_few_tokens_do_not_pile_up_on_the_first_copies(microbatches: int) -> None:
+    # 16 experts on eight ranks of eight slots: four copies each, and ever fewer tokens for them.
+    copies = copies_of(
+        np.full((1, 16), 1 / 16),
+        Deployment.model_validate(
+            {"tensor_parallel": 8, "expert_parallel": 8, "experts": {"policy": "replicated", "per_gpu": 8}}
+        ),
+    )[0]
+    counts = even(np.full(8, 16 // microbatches), np.full(16, 1 / 16), 2, np.random.default_rng(0))
+    spread = tokens_per_copy(counts, copies, np.full((8, 64), 1), "round_robin")
+    per_rank = spread.sum(axis=0).reshape(8, 8).sum(axis=1)
+    assert np.ptp(per_rank) <= 1 or per_rank.max() <= 1.25 * per_rank.mean(), per_rank

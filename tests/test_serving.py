@@ -167,14 +167,14 @@ def test_poisson_gaps_are_exponential() -> None:
 
 def test_requests_are_numbered_in_order_of_arrival() -> None:
     work = workload(batches=3, arrivals="poisson", interval="2 s", prompt_tokens=7, decode_steps=5)
-    came = requests(work, seed=1)
+    came = list(requests(work, seed=1))
     assert [r.number for batch in came for r in batch] == list(range(12))
     assert [[r.batch for r in batch] for batch in came] == [[b] * 4 for b in range(3)]
     arrival = [r.arrival for batch in came for r in batch]
     assert arrival == sorted(arrival)
     assert all((r.prompt_tokens, r.decode_steps) == (7, 5) for batch in came for r in batch)
-    assert requests(work, seed=1) == came
-    assert requests(work, seed=2) != came
+    assert list(requests(work, seed=1)) == came
+    assert list(requests(work, seed=2)) != came
 
 
 # ---- shards and blocks --------------------------------------------------------------------------

@@ -84,16 +84,18 @@ def _tpot_beyond(trace: Trace, tpot: float | None) -> Iterator[str]:
 
 
 def _rate_beyond(trace: Trace, rate: float | None) -> Iterator[str]:
-    steps, found = trace.tables["steps"], bounds(trace)
-    if not rate or found is None:
+    steps = trace.tables["steps"]
+    floor = float(numbers(steps, "occupied").sum())
+    if not rate or not floor:
         return
-    tokens = float((numbers(steps, "input_tokens") + numbers(steps, "output_tokens")).mean())
-    floor = found[found["bound_by"]]
-    if floor > 0 and rate > tokens / floor:
+    tokens = float((numbers(steps, "input_tokens") + numbers(steps, "output_tokens")).sum())
+    if rate > tokens / floor:
+        count = len(numbers(steps, "occupied"))
         yield (
-            f"The claimed throughput is out of reach: {_BOUND[found['bound_by']]} {show(floor, 'time')} "
-            f"per step of {_said(tokens)} tokens, which allows {_said(tokens / floor)} tokens/s at most; "
-            f"{_said(rate)} tokens/s is more by a factor {_said(rate * floor / tokens)}."
+            f"The claimed throughput is out of reach: a step of {_said(tokens / count)} tokens occupies the "
+            f"busiest GPU or link for at least {show(floor / count, 'time')}, which allows "
+            f"{_said(tokens / floor)} tokens/s at most; {_said(rate)} tokens/s is more by a factor "
+            f"{_said(rate * floor / tokens)}."
         )
 
 

@@ -92,10 +92,13 @@ def _notes(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _fault_note(trace: Trace) -> Iterator[str]:
-    faults = trace.tables["faults"]
+    faults, end = trace.tables["faults"], trace.facts.get("simulated_seconds") or 0.0
     named = [
         f"{kind} at {place}"
-        for kind, place in zip(words(faults, "kind"), words(faults, "place"), strict=True)
+        for kind, place, start in zip(
+            words(faults, "kind"), words(faults, "place"), numbers(faults, "start"), strict=True
+        )
+        if start < end
     ]
     if named:
         more = f" and {len(named) - 3} more" if len(named) > 3 else ""

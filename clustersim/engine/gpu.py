@@ -64,6 +64,8 @@ def compute_stream(
         inbound = batch.programs[stage].inbound
         if inbound is not None:
             yield batch.inbound(inbound, rank)
+        else:
+            batch.start()
         yield from run(env, batch, stage, rank, slowness)
         if transfers is not None:
             transfers.put(batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -91,12 +91,13 @@ class Replica:
         self._progress: dict[int, Progress] = {}
         self._steps: dict[tuple[int, int], Step] = {}
         self._room: simpy.Event = self.env.event()
+        self._turn: simpy.Event = self.env.event().succeed()
         self._token_batches = 0
         self._passes = 0
         self._all_passes = 0
         self._last = -1
 
-    def serve(self, batches: Sequence[Sequence[Request]]) -> Process:
+    def serve(self, batches: Iterable[Sequence[Request]]) -> Process:
         """Admits the batches in order of arrival; ends when the last one is done."""
         running = []
         for batch in batches:
@@ -147,16 +148,24 @@ class Replica:
     ) -> Process:
         """The passes of a micro-batch: the next begins at stage 0 when the last has left the last stage."""
         for one in passes:
-            token_batch = self._issue(one, released)
+            ready = self.env.now
+            # One pass waits before stage 0, not all of them: what is not lowered yet takes no memory.
+            # The fastest rank already has its next pass when it is through with this one.
+            turn, begins = self._turn, self.env.event()
+            self._turn = begins
+            yield turn
+            token_batch = self._issue(one, ready, released, begins)
             step = self._open_step(batch, one, parts)
             yield token_batch.done
             released = self._close(token_batch, one, step, microbatch)
 
-    def _issue(self, one: Pass, released: int) -> TokenBatch:
+    def _issue(self, one: Pass, ready: float, released: int, begins: simpy.Event) -> TokenBatch:
         number = self._token_batches
         self._token_batches += 1
         prepared = self._prepare(one, number)
-        token_batch = TokenBatch(number, one.phase, prepared, self.fabric, self._routes, released)
+        token_batch = TokenBatch(
+            number, one.phase, prepared, self.fabric, self._routes, ready, released, begins
+        )
         for stage in self._inboxes:
             for inbox in stage:
                 inbox.put(token_batch)
@@ -241,6 +250,7 @@ class Replica:
             bound_compute=bounds.compute,
             bound_memory=bounds.memory,
             bound_network=bounds.network,
+            occupied=bounds.occupied,
         )
         step.work.clear()
 

@@ -44,7 +44,8 @@ def simulate(
     recorder = Recorder()
     ledger = Ledger(layout, recorder, scenario.trace.level)
     inboxes = _streams(env, scenario, layout)
-    replica = Replica(scenario, layout, fabric, inboxes, ledger, recorder, _pool(scenario, layout), tell)
+    pool = _pool(scenario, layout)
+    replica = Replica(scenario, layout, fabric, inboxes, ledger, recorder, pool, tell)
     over = env.event()
     offered = np.zeros(len(links.bandwidth))
     _links(env, scenario, layout, fabric, offered, over)
@@ -52,6 +53,7 @@ def simulate(
     replica.write_requests()
     ledger.write_sums()
     _machine_rows(recorder, scenario, layout, ledger.flop)
+    _memory_rows(recorder, scenario, layout, pool)
     _link_rows(recorder, layout, replica.carried, offered)
     return recorder.finish(
         {
@@ -132,14 +134,21 @@ def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, flop: 
         memory=gpu.memory,
         flop=flop,
     )
-    for stage, need in enumerate(needs(scenario)):
-        for part, size in need.parts().items():
-            recorder.rows("memory", rank=layout.groups.stage[stage], part=part, bytes=size)
     for fault in scenario.faults:
         place = fault.link if fault.link is not None else f"rank {fault.gpu}"
         recorder.rows(
             "faults", kind=fault.kind, place=place, start=fault.start, end=fault.end, factor=fault.factor
         )
+
+
+def _memory_rows(recorder: Recorder, scenario: Scenario, layout: Layout, pool: KvPool) -> None:
+    """What each rank held at most; the KV cache is what its shard's pool really gave out."""
+    per_block = kv_bytes_per_token(scenario.model, scenario.deployment) * pool.block_tokens
+    kv = np.repeat(pool.most * per_block, scenario.deployment.tensor_parallel)
+    for stage, need in enumerate(needs(scenario)):
+        for part, size in need.parts().items():
+            held = kv if part == "kv" else size
+            recorder.rows("memory", rank=layout.groups.stage[stage], part=part, bytes=held)
 
 
 def _link_rows(recorder: Recorder, layout: Layout, carried: np.ndarray, offered: np.ndarray) -> None:

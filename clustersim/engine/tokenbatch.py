@@ -129,7 +129,8 @@ class TokenBatch:
     """One pass of a micro-batch: meetings as they come up, and the times of every span.
 
     number    token batch number
-    ready     when it was handed to stage 0, s
+    ready     when it could have begun at stage 0, s
+    begins    fires when the first rank of stage 0 begins with it; done when the last rank is through
     phase     prefill or decode
     ends      per stage a flat list: end of rank n's p-th operator at n * P + p
     firsts    per stage: when rank n began its first operator
@@ -141,7 +142,15 @@ class TokenBatch:
     """
 
     def __init__(
-        self, number: int, phase: str, prepared: Prepared, fabric: Fabric, routes: Routes, released: int
+        self,
+        number: int,
+        phase: str,
+        prepared: Prepared,
+        fabric: Fabric,
+        routes: Routes,
+        ready: float,
+        released: int,
+        begins: simpy.Event,
     ) -> None:
         self.number = number
         self.phase = phase
@@ -149,7 +158,8 @@ class TokenBatch:
         self.programs = prepared.programs
         self.fabric = fabric
         self.done: simpy.Event = fabric.env.event()
-        self.ready = fabric.env.now
+        self.begins = begins
+        self.ready = ready
         self.released = released
         self.meetings: dict[int, Meeting] = {}
         ranks = self.graph.ranks.shape[1]
@@ -187,6 +197,11 @@ class TokenBatch:
     def member(self, index: int, rank: int) -> int:
         """The rank's place in exchange `index`."""
         return self._member.of(index, rank)
+
+    def start(self) -> None:
+        """A rank of stage 0 begins with it."""
+        if not self.begins.triggered:
+            self.begins.succeed()
 
     def left_stage(self) -> None:
         """One more rank is through with it; the last one ends the pass."""

@@ -26,11 +26,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Seconds that a step takes at least, each resource alone."""
+    """Seconds that a step takes at least, each resource alone.
+
+    occupied  seconds that the busiest rank or link is occupied by it: no pipeline, however many steps
+              it holds, gets through more than one step in that time
+    """
 
     compute: float
     memory: float
     network: float
+    occupied: float
 
 
 def work_of(graph: StepGraph, carried: np.ndarray) -> Work:
@@ -51,15 +56,21 @@ def lower_bounds(passes: Sequence[Work], gpu: Gpu, fmt: str, bandwidth: np.ndarr
                through all stages one after the other; whichever is longer. network: all bytes of
                the step over the link that needs longest for them
     """
+    flop, moved = [w.flop for w in passes], [w.bytes for w in passes]
     carried = np.sum([w.carried for w in passes], axis=0)
+    network = float((carried / bandwidth).max(initial=0.0))
+    rate = gpu.flop_rate[fmt]
     return Bounds(
-        compute=_serial([w.flop for w in passes]) / gpu.flop_rate[fmt],
-        memory=_serial([w.bytes for w in passes]) / gpu.memory_bandwidth,
-        network=float((carried / bandwidth).max(initial=0.0)),
+        compute=max(_busiest_rank(flop), _longest_pass(flop)) / rate,
+        memory=max(_busiest_rank(moved), _longest_pass(moved)) / gpu.memory_bandwidth,
+        network=network,
+        occupied=max(_busiest_rank(flop) / rate, _busiest_rank(moved) / gpu.memory_bandwidth, network),
     )
 
 
-def _serial(amounts: Sequence[np.ndarray]) -> float:
-    busiest_rank = float(np.sum(amounts, axis=0).max())
-    longest_pass = max(float(a.max(axis=1).sum()) for a in amounts)
-    return max(busiest_rank, longest_pass)
+def _busiest_rank(amounts: Sequence[np.ndarray]) -> float:
+    return float(np.sum(amounts, axis=0).max())
+
+
+def _longest_pass(amounts: Sequence[np.ndarray]) -> float:
+    return max(float(a.max(axis=1).sum()) for a in amounts)

@@ -139,6 +139,12 @@ def collective(kind: str, algorithms: Algorithms) -> Collective:
     return pick(COLLECTIVES[kind], name, f"deployment.algorithms.{kind}")
 
 
+def check_algorithms(algorithms: Algorithms) -> None:
+    """Raises ClustersimError for a name that is not known, whether or not the deployment needs it."""
+    for kind in COLLECTIVES:
+        collective(kind, algorithms)
+
+
 ALL_REDUCE = {"ring": Collective(ring_all_reduce), "direct": Collective(direct_all_reduce)}
 ALL_GATHER = {"ring": Collective(ring_all_gather), "direct": Collective(direct_all_gather)}
 REDUCE_SCATTER = {"ring": Collective(ring_reduce_scatter), "direct": Collective(direct_reduce_scatter)}

@@ -94,13 +94,14 @@ def tokens_per_copy(counts: np.ndarray, copies: np.ndarray, near: np.ndarray, ch
     holds = copies[None, :] == np.arange(experts)[:, None]
     may = pick(COPY_CHOICES, choice, "deployment.experts.copy_choice")(holds, near)
     spread = np.zeros(near.shape, dtype=np.int64)
-    sources = np.arange(len(near))[:, None]
     for expert, places in enumerate(holds):
         open_ = may[:, places]
         ways = open_.sum(axis=1, keepdims=True)
         whole, left = np.divmod(counts[:, expert : expert + 1], ways)
-        # Source i starts at its i-th copy, so that the left-over tokens of all sources spread too.
-        turn = (np.cumsum(open_, axis=1) - 1 - sources) % ways
+        # Left-over tokens go on where the source before left off, and experts begin at different
+        # copies: however few tokens there are, they do not pile up on the first ones.
+        begin = expert + np.cumsum(left, axis=0) - left
+        turn = (np.cumsum(open_, axis=1) - 1 - begin) % ways
         spread[:, places] = np.where(open_, whole + (turn < left), 0)
     return spread
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clustersim.plan.collectives import check_algorithms
 from clustersim.plan.experts import copies_of, tokens_per_copy
 from clustersim.plan.gating import popularity
 from clustersim.plan.groups import Groups, process_groups
@@ -68,6 +69,7 @@ def lay_out(scenario: Scenario) -> Layout:
     """
     topology = build(scenario.topology)
     deployment = scenario.deployment
+    check_algorithms(deployment.algorithms)
     groups = process_groups(deployment)
     copies = copies_of(expected_load(scenario), deployment)
     return Layout(

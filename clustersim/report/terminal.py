@@ -167,7 +167,8 @@ def _legend(console: Console) -> str:
 
 def _rate(phase: Summary) -> str:
     rate = phase["tokens_per_second"]
-    return f"{phase['steps']:,} steps" + (f", {said_count(rate)} tokens/s" if rate is not None else "")
+    steps = f"{phase['steps']:,} step" + ("" if phase["steps"] == 1 else "s")
+    return steps + (f", {said_count(rate)} tokens/s" if rate is not None else "")
 
 
 def _bounds(step: Summary, bounds: Summary) -> str:

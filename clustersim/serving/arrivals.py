@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -30,18 +30,16 @@ def poisson(batches: int, interval: float, rng: np.random.Generator) -> np.ndarr
     return np.asarray(np.cumsum(gaps) - gaps[0])
 
 
-def requests(workload: Workload, seed: int) -> list[list[Request]]:
-    """The requests of every batch, in order of arrival."""
+def requests(workload: Workload, seed: int) -> Iterator[list[Request]]:
+    """The requests of every batch, in order of arrival, made as they are asked for."""
     when = pick(ARRIVALS, workload.arrivals, "workload.arrivals")
     times = when(workload.batches, workload.interval, stream(seed, "arrivals"))
     size = workload.sequences
-    return [
-        [
+    for batch, time in enumerate(times):
+        yield [
             Request(batch * size + i, batch, float(time), workload.prompt_tokens, workload.decode_steps)
             for i in range(size)
         ]
-        for batch, time in enumerate(times)
-    ]
 
 
 ARRIVALS: dict[str, Arrivals] = {"together": together, "uniform": uniform, "poisson": poisson}

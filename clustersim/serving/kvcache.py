@@ -12,12 +12,14 @@ class KvPool:
 
     blocks        blocks each shard owns
     block_tokens  tokens per block
+    used, most    int64[D] blocks in use, now and at most so far
     """
 
     def __init__(self, shards: int, blocks: int, block_tokens: int) -> None:
         self.blocks = blocks
         self.block_tokens = block_tokens
         self.used = np.zeros(shards, dtype=np.int64)
+        self.most = np.zeros(shards, dtype=np.int64)
 
     def blocks_for(self, tokens: int) -> int:
         """Whole blocks that hold so many tokens."""
@@ -31,6 +33,7 @@ class KvPool:
         """Takes blocks. wanted int64[D]"""
         assert self.fits(wanted), "blocks taken that are not there"
         self.used += wanted
+        self.most = np.maximum(self.most, self.used)
 
     def give_back(self, held: np.ndarray) -> None:
         """Frees blocks. held int64[D]"""

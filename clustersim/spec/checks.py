@@ -35,6 +35,10 @@ MOST_GPUS = 100_000
 Findings: TypeAlias = Iterator[tuple[KeyPath, str]]
 
 
+#: Longest span of arrivals, s: a double still resolves 0.1 ns there.
+LONGEST_RUN = 1e6
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The sections of a scenario that validated."""
@@ -237,6 +241,12 @@ def check_workload(workload: Workload) -> Findings:
         yield ("workload", "decode_steps"), f'phase "{workload.phase}" needs at least 1 step'
     if workload.arrivals == "together" and workload.interval:
         yield ("workload", "interval"), 'arrivals "together" have no interval; choose uniform or poisson'
+    if workload.interval * workload.batches > LONGEST_RUN:
+        yield (
+            ("workload", "interval"),
+            f"{workload.batches} batches would arrive over {workload.interval * workload.batches:.3g} s; "
+            f"at most {LONGEST_RUN:.0e} s are simulated, so that the clock still tells nanoseconds",
+        )
     if workload.arrivals != "together" and not workload.interval:
         yield ("workload", "interval"), f'arrivals "{workload.arrivals}" need an interval of more than zero'
 

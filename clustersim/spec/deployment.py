@@ -40,7 +40,13 @@ class Experts(Value):
 
 
 class Algorithms(Value):
-    """Which pattern each collective follows; the tables stand in `plan/collectives.py`."""
+    """Which pattern each collective follows; the tables stand in `plan/collectives.py`.
+
+    all_reduce      ring or direct
+    all_gather      ring or direct
+    reduce_scatter  ring or direct
+    all_to_all      pairwise: begins when all have met; one_sided: each rank sends when it is ready
+    """
 
     all_reduce: str = "ring"
     all_gather: str = "ring"
@@ -58,6 +64,8 @@ class Deployment(Value):
     expert_tensor_parallel  ETP: ranks that share one expert's columns and rows
                             PP * TP * DP = GPUs and TP * DP = EP * ETP
     memory_fraction         share of HBM that weights, KV blocks and activations may fill
+    experts                 where expert copies stand and how their queues are served
+    algorithms              which pattern each collective follows
     """
 
     tensor_parallel: Count = 1

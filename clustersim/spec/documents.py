@@ -128,7 +128,7 @@ def _read(path: Path) -> bytes:
         raise DocumentError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(text) > LARGEST_FILE:
         raise DocumentError(f"is larger than {LARGEST_FILE // 2**20} MiB")
-    return text
+    return text.removeprefix(b"\xef\xbb\xbf")  # some editors put a byte order mark first
 
 
 _PLACE = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")

@@ -10,7 +10,11 @@ from clustersim.spec.quantities import Bandwidth, Count, FlopRate, Size, Time, V
 
 
 class Tile(Value):
-    """One output tile of a matrix product: rows x columns that an SM works on at a time."""
+    """One output tile of a matrix product, that an SM works on at a time; also written [rows, columns].
+
+    rows     of the output
+    columns  of the output
+    """
 
     rows: Count
     columns: Count
@@ -19,6 +23,7 @@ class Tile(Value):
 class Gpu(Value):
     """One accelerator as its data sheet describes it.
 
+    name              for people
     flop_rate         dense FLOP/s by number format, e.g. {bf16 = "989 TFLOP/s"}
     memory            HBM, bytes
     memory_bandwidth  HBM, bytes/s
@@ -58,13 +63,16 @@ class Gpu(Value):
 class Server(Value):
     """The box with GPUs, NVSwitches and NICs. Bandwidths are one way.
 
-    gpus              GPUs in the box, all joined by NVSwitch
+    name              for people
+    gpu               each accelerator in the box
+    gpus              how many there are, all joined by NVSwitch
     nvlink_bandwidth  of one GPU to the switches, bytes/s
     nvlink_latency    GPU to GPU through the switch, s
     nics              network cards; GPU g uses card g * nics // gpus
     nic_bandwidth     of one card, bytes/s
     nic_latency       GPU to GPU of another server through one leaf switch, s
     pcie_bandwidth    between a GPU and its card, bytes/s
+    source            where the numbers come from
     """
 
     name: str
@@ -80,7 +88,10 @@ class Server(Value):
 
 
 class SingleServer(Value):
-    """One server: NVLink only."""
+    """One server: NVLink only.
+
+    server  the box
+    """
 
     family: Literal["single_server"]
     server: Server
@@ -92,11 +103,12 @@ class RailFatTree(Value):
     A flow to another card position first crosses NVLink to the GPU that sits on the right rail
     (what NCCL calls PXN), so that within a pod no flow needs a spine.
 
-    servers          in all
-    servers_per_pod  servers that share a set of leaves; must divide `servers`; 0 means all
-    spines           per rail, joined to that rail's leaf of every pod; 0 with a single pod
-    uplink_bandwidth of one leaf to one spine, bytes/s
-    uplink_latency   leaf to leaf through a spine, s; by default what ib_write_lat gains across network
+    server            each box
+    servers           in all
+    servers_per_pod   servers that share a set of leaves; must divide `servers`; 0 means all
+    spines            per rail, joined to that rail's leaf of every pod; 0 with a single pod
+    uplink_bandwidth  of one leaf to one spine, bytes/s
+    uplink_latency    leaf to leaf through a spine, s; by default what ib_write_lat gains across network
                      blocks, 5.11 us - 2.795 us (OCI GB300 guide, medians of 8 HCAs)
     """
 
@@ -112,7 +124,9 @@ class RailFatTree(Value):
 class FatTree(Value):
     """Leaf–spine without rails: all cards of a server hang on the same leaf; ECMP over the spines.
 
-    servers           in all; `servers_per_leaf` must divide it
+    server            each box
+    servers           in all
+    servers_per_leaf  servers whose cards hang on one leaf; must divide `servers`
     spines            every leaf is joined to every spine
     uplink_bandwidth  of one leaf to one spine, bytes/s
     uplink_latency    leaf to leaf through a spine, s
@@ -130,9 +144,12 @@ class FatTree(Value):
 class Nvl72(Value):
     """NVLink racks of `trays` servers behind one switch plane, joined by rails.
 
-    racks   in all
-    trays   servers per rack; all their GPUs share one NVLink domain
-    server  one tray
+    racks             in all
+    trays             servers per rack; all their GPUs share one NVLink domain
+    server            one tray
+    spines            per card position, joining the racks' leaves; with 0 one leaf joins all trays
+    uplink_bandwidth  of one leaf to one spine, bytes/s
+    uplink_latency    leaf to leaf through a spine, s
     """
 
     family: Literal["nvl72"]
@@ -148,7 +165,12 @@ VertexKind = Literal["gpu", "nvswitch", "nic", "leaf", "spine"]
 
 
 class Vertex(Value):
-    """One named part of a vertex-by-vertex topology; `server` groups GPUs of one box."""
+    """One named part of a vertex-by-vertex topology.
+
+    name    unique
+    kind    what it is
+    server  number of the box it sits in
+    """
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.:/-]+$")
     kind: VertexKind
@@ -156,7 +178,13 @@ class Vertex(Value):
 
 
 class Cable(Value):
-    """Joins two vertices; both directions unless `one_way`."""
+    """Joins two vertices.
+
+    ends       names of the two
+    bandwidth  one way, bytes/s
+    latency    s
+    one_way    only from the first to the second
+    """
 
     ends: tuple[str, str]
     bandwidth: Bandwidth
@@ -170,7 +198,12 @@ class Cable(Value):
 
 
 class VertexByVertex(Value):
-    """A topology given vertex by vertex; all GPUs are of one kind."""
+    """A topology given vertex by vertex; all GPUs are of one kind.
+
+    gpu       every accelerator in it
+    vertices  GPUs, switches and cards; GPUs are ranked in this order
+    cables    what joins them
+    """
 
     family: Literal["explicit"]
     gpu: Gpu

@@ -12,6 +12,7 @@ from clustersim.spec.quantities import Count, Value
 class Model(Value):
     """A decoder-only transformer in which every layer has experts.
 
+    name               for people
     layers             in all
     hidden             width of the residual stream
     heads, kv_heads    query and key/value heads; equal for MHA, fewer key/value heads for GQA
@@ -25,6 +26,7 @@ class Model(Value):
     kv_format          number format of the KV cache
     stated_parameters  what the source calls the model's size, or 0; only ever printed beside
                        what its dimensions give
+    source             where the numbers come from
     """
 
     name: str = Field(min_length=1, max_length=64)

@@ -72,6 +72,9 @@ def _read(shown: str, overrides: Sequence[str]) -> Scenario:
         document, values = read_document(main, shown)
     except DocumentError as error:
         raise ScenarioError(shown, [Mistake("", error.problem, error.line)]) from None
+    if "family" in values and "topology" not in values:
+        problem = 'is a topology, not a scenario; a scenario names it: topology = "../topologies/mine.toml"'
+        raise ScenarioError(shown, [Mistake("", problem)])
     resolver = Resolver(main)
     root = resolver.scenario(document, values)
     for text in overrides:

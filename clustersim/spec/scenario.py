@@ -19,6 +19,15 @@ class Scenario(Value):
     name         letters, digits, "_" and "-"; names the result folder
     description  for people: what this is and which assumptions it makes
     seed         of every random stream
+    topology     the machine: a TOML file, or a table with `family`
+    model        a name from the catalogue, or a table
+    deployment   how the model is cut over the GPUs
+    workload     what has to be done
+    gating       how popular the experts are
+    network      how finely links are simulated
+    trace        how much is written down
+    faults       what goes wrong, one table each
+    claimed      what a document says, for comparison
     """
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from inspect import cleandoc
 from typing import Any
 
+from clustersim.spec import deployment, hardware, model, workload
+from clustersim.spec.quantities import Value
 from clustersim.spec.references import GPU, MODEL, SERVER, TOPOLOGY, catalogue_entries
 from clustersim.spec.scenario import Scenario
 
@@ -23,6 +27,37 @@ _REFERRED = {
 _EXTENDED = ("Deployment", "Workload", "Gating", "Network", "TraceLevel", "Claimed")
 
 
+#: Every table of a scenario file: definition → the value it becomes.
+TABLES: dict[str, type[Value]] = {
+    "Scenario": Scenario,
+    **{
+        name: value
+        for module in (hardware, model, deployment, workload)
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Value) and value.__module__ == module.__name__
+    },
+}
+
+_DESCRIBED = re.compile(r"(\w+(?:, \w+)*) {2,}(\S.*)")
+
+
+def meanings(value: type[Value]) -> dict[str, str]:
+    """Key → what it means, read from the lines `key  meaning` of a value's docstring."""
+    found: dict[str, str] = {}
+    keys: list[str] = []
+    for line in cleandoc(value.__doc__ or "").splitlines():
+        described = _DESCRIBED.fullmatch(line)
+        if described:
+            keys = [key for key in described[1].split(", ") if key in value.model_fields]
+            found.update(dict.fromkeys(keys, described[2]))
+        elif line.startswith(" "):
+            for key in keys:
+                found[key] += f" {line.strip()}"
+        else:
+            keys = []
+    return found
+
+
 def json_schema() -> dict[str, Any]:
     """The schema: references are a name or a table with `from`, and `extends` frees from completeness.
 
@@ -30,6 +65,10 @@ def json_schema() -> dict[str, Any]:
     """
     schema = Scenario.model_json_schema(mode="validation")
     definitions: dict[str, Any] = schema["$defs"]
+    for name, value in TABLES.items():
+        properties = (schema if name == "Scenario" else definitions[name])["properties"]
+        for key, meaning in meanings(value).items():
+            properties[key]["description"] = meaning
     required = {name: definitions[name].pop("required", []) for name in (*_REFERRED, *_EXTENDED)}
     for name, kind in _REFERRED.items():
         definitions[name]["properties"]["from"] = {"type": "string", "description": f"or {kind.wanted}"}

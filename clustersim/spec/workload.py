@@ -12,19 +12,20 @@ from clustersim.spec.quantities import Count, Size, Time, Value, Whole
 class Workload(Value):
     """Batches of sequences that one replica works through.
 
-    phase          prefill: read every prompt once; decode: `decode_steps` steps at a context of
-                   `prompt_tokens` that is already in the KV cache; both: one after the other
-    sequences      per batch, dealt to the shards in turn
-    prompt_tokens  per sequence
-    decode_steps   output tokens per sequence
-    microbatches   parts of a batch that follow each other through the pipeline; sequences are
-                   dealt out, or, where prefill has more microbatches than a shard has sequences,
-                   prompts are cut into chunks
-    batches        how many batches arrive
-    arrivals       together: all at time zero; uniform: one every `interval`; poisson: gaps of mean
-                   `interval`
-    router         request → shard: round_robin or least_loaded
-    kv_block_tokens tokens per KV block
+    phase            prefill: read every prompt once; decode: `decode_steps` steps at a context of
+                     `prompt_tokens` that is already in the KV cache; both: one after the other
+    sequences        per batch, dealt to the shards in turn
+    prompt_tokens    per sequence
+    decode_steps     output tokens per sequence
+    microbatches     parts of a batch that follow each other through the pipeline; sequences are
+                     dealt out, or, where prefill has more microbatches than a shard has sequences,
+                     prompts are cut into chunks
+    batches          how many batches arrive
+    arrivals         together: all at time zero; uniform: one every `interval`; poisson: gaps of mean
+                     `interval`
+    interval         time between batches
+    router           request → shard: round_robin or least_loaded
+    kv_block_tokens  tokens per KV block
     """
 
     phase: Literal["prefill", "decode", "both"]
@@ -72,6 +73,10 @@ class Fault(Value):
             `factor`; flapping_link: slow_link for the first half of every `period`
     gpu     rank for slow_gpu
     link    "source->target" by vertex names, for links
+    factor  how many times slower
+    start   when it begins
+    end     when it is over
+    period  of flapping_link
     """
 
     kind: Literal["slow_gpu", "slow_link", "flapping_link"]
@@ -95,7 +100,10 @@ class TraceLevel(Value):
 class Claimed(Value):
     """What a document says it measured: printed beside the result, never used in it.
 
-    against  name of a scenario whose newest result is set beside this one as a ratio
+    source                   the document
+    total_tokens_per_second  input and output tokens together
+    tpot                     time per output token
+    against                  name of a scenario whose newest result is set beside this one as a ratio
     """
 
     source: str = Field(min_length=1)

@@ -34,6 +34,11 @@ def scenario_hash(scenario: Scenario) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def toml_value(value: Any) -> str:
+    """One value as TOML text, to be read back as it is."""
+    return _inline(value)
+
+
 def _without_negative_zero(value: Any) -> Any:
     """Minus zero equals zero but is written otherwise."""
     if isinstance(value, dict):

@@ -104,7 +104,7 @@ def _groups(scenario: Scenario, layout: Layout) -> list[dict[str, Any]]:
 def _first_steps(scenario: Scenario) -> dict[str, list[Pass]]:
     """The passes of the first step of every phase."""
     shards = scenario.deployment.data_parallel
-    batch = requests(scenario.workload, scenario.seed)[0]
+    batch = next(requests(scenario.workload, scenario.seed))
     router = pick(ROUTERS, scenario.workload.router, "workload.router")
     placed = list(zip(batch, router(batch, np.zeros(shards, dtype=np.int64)), strict=True))
     found: dict[str, dict[int, list[Pass]]] = {}

@@ -15,9 +15,9 @@ from clustersim.plan.layout import Layout, lay_out
 from clustersim.plan.memory import does_not_fit, slots_of
 from clustersim.spec.reading import gpu_of, read_scenario
 from clustersim.spec.scenario import Scenario
-from clustersim.spec.writing import scenario_hash, to_toml
+from clustersim.spec.writing import scenario_hash, to_toml, toml_value
 from clustersim.trace.record import Trace
-from clustersim.trace.results import newest, read_summary, refuse_foreign, write_result
+from clustersim.trace.results import SCENARIO, check_place, newest, read_summary, write_result
 from clustersim.trace.tables import Tables
 
 Tell = Callable[[int, int], None]
@@ -46,6 +46,9 @@ class Result:
     summary: dict[str, Any]
     trace: Tables
 
+    def __repr__(self) -> str:
+        return f"<Result of {self.scenario.name}: {self.summary['simulated_seconds']:.6g} s simulated>"
+
     def save(self, folder: str | Path) -> Path:
         """Writes the result folder whole or not at all.
 
@@ -66,8 +69,12 @@ def find(path: str | Path) -> Path:
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
-    """A scenario file → Scenario, whether or not it fits into memory. Otherwise as `load`."""
-    return read_scenario(find(path), overrides)
+    """A scenario file → Scenario, whether or not it fits into the GPUs' memory. Otherwise as `load`."""
+    scenario = read_scenario(find(path), overrides)
+    mistakes = too_long_to_record(scenario)
+    if mistakes:
+        raise ScenarioError(str(path), mistakes)
+    return scenario
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
@@ -78,7 +85,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
                memory, and when its trace would not fit into this computer's
     """
     scenario = read(path, overrides)
-    mistakes = [*does_not_fit(scenario, gpu_of(scenario.topology)), *too_long_to_record(scenario)]
+    mistakes = does_not_fit(scenario, gpu_of(scenario.topology))
     if mistakes:
         raise ScenarioError(str(path), mistakes)
     return scenario
@@ -147,7 +154,7 @@ def run_scenario(scenario: Scenario, shown: str = "", tell: Tell = lambda done, 
 
 def run(
     path: str | Path,
-    overrides: Sequence[str] | Mapping[str, object] = (),
+    overrides: str | Sequence[str] | Mapping[str, object] = (),
     *,
     seed: int | None = None,
     out: str | Path | None = None,
@@ -155,14 +162,16 @@ def run(
 ) -> Result:
     """Runs a scenario file.
 
-    overrides  "key.path=value" texts, or a mapping of key paths to values
+    overrides  one or several "key.path=value" texts, or a mapping of key paths to values
     seed       replaces the scenario's seed
     out        result folder to write; by default nothing is written
     Returns    Result with .summary and .trace
     Raises     ScenarioError with all mistakes of the input; ResultError where `out` cannot be written
     """
     if isinstance(overrides, Mapping):
-        overrides = [f"{key}={value}" for key, value in overrides.items()]
+        overrides = [f"{key}={toml_value(value)}" for key, value in overrides.items()]
+    elif isinstance(overrides, str):
+        overrides = [overrides]
     extra = [f"seed={seed}"] if seed is not None else []
     scenario = load(path, [*overrides, *extra])
     result = run_scenario(scenario, str(path), tell)
@@ -177,7 +186,7 @@ def result_folder(scenario: Scenario, out: Path | None = None) -> Path:
     Raises   ResultError where something else lies: before a long run, not after it
     """
     folder = out if out is not None else Path("results") / f"{scenario.name}-{scenario_hash(scenario)}"
-    refuse_foreign(folder)
+    check_place(folder)
     return folder
 
 
@@ -187,8 +196,27 @@ def save_failure(scenario: Scenario, folder: Path, error: BaseException) -> None
     write_result(folder, to_toml(scenario), about, None)
 
 
-def peers(scenario: Scenario, root: Path) -> dict[str, dict[str, Any]]:
-    """The newest result of the scenario that this one's claim is set against, if there is one."""
+def peers(scenario: Scenario, folder: Path) -> dict[str, dict[str, Any]]:
+    """The newest result of the scenario that this one's claim is set against, if there is one.
+
+    folder   where this result lies; the other is looked for beside it, then in results/
+    Returns  how to call it → its summary; a result of another workload says so
+    """
     against = scenario.claimed.against if scenario.claimed else None
-    folder = newest(root, against) if against else None
-    return {against: read_summary(folder)} if against and folder else {}
+    found = [newest(root, against) for root in (folder.parent, Path("results")) if against]
+    for other in filter(None, found):
+        alike = _same_work(scenario, other)
+        return {f"{against}{'' if alike else ' (other work)'}": read_summary(other)}
+    return {}
+
+
+def _same_work(scenario: Scenario, other: Path) -> bool:
+    """Whether a result is about the same model and sequences, however they were cut."""
+    try:
+        theirs = read_scenario(other / SCENARIO)
+    except ScenarioError:
+        return False
+    cut = {"microbatches": 1}
+    return theirs.model == scenario.model and (
+        theirs.workload.model_copy(update=cut) == scenario.workload.model_copy(update=cut)
+    )

@@ -43,7 +43,7 @@ def write_result(folder: Path, scenario_toml: str, summary: Mapping[str, Any], t
             _fill(fresh, scenario_toml, summary, trace)
             _replace(folder, fresh, Path(workplace))
     except OSError as error:
-        raise ResultError(f"{folder}: cannot be written: {error}") from error
+        raise ResultError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
 def _fill(fresh: Path, scenario_toml: str, summary: Mapping[str, Any], trace: Trace | None) -> None:
@@ -52,6 +52,17 @@ def _fill(fresh: Path, scenario_toml: str, summary: Mapping[str, Any], trace: Tr
     if trace is not None:
         files.write(trace, fresh / TRACE)
     (fresh / SUMMARY).write_text(json_text(summary), encoding="utf-8")
+
+
+def check_place(folder: Path) -> None:
+    """Raises ResultError if a result could not be written there; leaves nothing behind."""
+    refuse_foreign(folder)
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=above):
+            pass
+    except OSError as error:
+        raise ResultError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -30,6 +30,9 @@ class Table:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
+    def __repr__(self) -> str:
+        return f"<Table {self.name}: {len(self)} rows of {', '.join(self.columns)}>"
+
     def describe(self) -> dict[str, str]:
         """Column → what it is, with its unit."""
         return {column: meaning for column, (_, meaning) in TABLES[self.name].items()}
@@ -69,3 +72,7 @@ class Tables(Mapping[str, Table]):
 
     def __len__(self) -> int:
         return len(self.raw.tables)
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name}: {len(table)}" for name, table in self.items())
+        return f"<Tables of rows: {rows}>"
