@@ -300,13 +300,3 @@ def test_a_gpu_that_does_not_exist_is_a_broken_law():
     for stranger in (-1, 8):
         with pytest.raises(AssertionError):
             paths.between(np.array([stranger]), np.array([0]))
-
-
-@pytest.mark.benchmark(group="paths")
-def test_a_thousand_gpus_find_their_paths_quickly(benchmark):
-    spec = fat_tree(server(), servers=128, servers_per_leaf=4, spines=32)
-    keys = np.random.default_rng(0).choice(1024**2, 130_000, replace=False)
-    source, target = np.divmod(keys, 1024)
-    table = benchmark(lambda: Paths(build(spec)).between(source, target))
-    assert table.links.shape == (130_000, 6)
-    assert benchmark.stats["min"] < 1.0
