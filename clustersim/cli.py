@@ -55,21 +55,18 @@ def run(
     The folder is results/<name>-<hash> unless --out names another. It holds scenario.toml (every
     default written out), summary.json and trace/*.parquet, and appears whole or not at all.
     """
+    from clustersim.errors import ClustersimError
     from clustersim.study.run import load, peers, result_folder, run_scenario, save_failure
 
-    extra = [f"seed={seed}"] if seed is not None else []
-    scenario = load(file, [*overrides, *extra])
+    scenario = load(file, overrides, seed)
     folder = result_folder(scenario, out)
     try:
         with _progress(quiet or as_json) as tell:
             result = run_scenario(scenario, str(file), tell)
-    except (click.ClickException, KeyboardInterrupt):
+    except ClustersimError:
         raise
     except Exception as error:
-        from clustersim.errors import ClustersimError
-
-        if not isinstance(error, ClustersimError):
-            save_failure(scenario, folder, error)
+        save_failure(scenario, folder, error)
         raise
     result.save(folder)
     if as_json:
@@ -182,20 +179,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _status(arguments: list[str] | None) -> int:
-    from clustersim.errors import ClustersimError, ScenarioError
+    from clustersim.errors import ClustersimError
 
     try:
         outcome = cli.main(args=arguments, standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
-    except click.exceptions.Abort:
-        return _say("interrupted", 130)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         return _say("interrupted", 130)
     except click.ClickException as error:
         error.show()
         return 2
-    except ScenarioError as error:
-        return _say("\n".join(error.lines()), 2)
     except ClustersimError as error:
         return _say(str(error), 2)
     except Exception:

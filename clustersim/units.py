@@ -25,7 +25,6 @@ UNITS: dict[str, dict[str, float]] = {
     "size": _SIZES,
     "bandwidth": {f"{unit}/s": value for unit, value in _SIZES.items()},
     "flop rate": {f"{prefix}FLOP/s": factor for prefix, factor in _DECIMAL.items()},
-    "rate": {"/s": 1.0, "/min": 1.0 / 60.0, "/h": 1.0 / 3600.0},
 }
 
 EXAMPLES = {
@@ -33,7 +32,6 @@ EXAMPLES = {
     "size": "80 GiB",
     "bandwidth": "400 Gb/s",
     "flop rate": "989 TFLOP/s",
-    "rate": "4 /s",
 }
 
 _QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)?\s*")
@@ -44,7 +42,7 @@ def parse(text: object, dimension: str) -> float:
 
     text       a number and a unit, e.g. "400 Gb/s"
     dimension  a key of UNITS
-    Returns    seconds, bytes, bytes/s, FLOP/s or 1/s; finite and never negative
+    Returns    seconds, bytes, bytes/s, FLOP/s; finite and never negative
     Raises     UnitError that says what would be right
     """
     example = EXAMPLES[dimension]
@@ -79,7 +77,6 @@ _SHOWN: dict[str, tuple[tuple[float, str], ...]] = {
     "size": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
     "bandwidth": ((1e12, "TB/s"), (1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s")),
     "flop rate": ((1e15, "PFLOP/s"), (1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1.0, "FLOP/s")),
-    "rate": ((1.0, "/s"),),
 }
 
 
@@ -100,5 +97,5 @@ def show(value: float, dimension: str, digits: int = 3) -> str:
 
 def exact(value: float, dimension: str) -> str:
     """The quantity as text that `parse` reads back to the very same float."""
-    unit = {"time": "s", "size": "B", "bandwidth": "B/s", "flop rate": "FLOP/s", "rate": "/s"}[dimension]
+    unit = {"time": "s", "size": "B", "bandwidth": "B/s", "flop rate": "FLOP/s"}[dimension]
     return f"{value!r} {unit}"

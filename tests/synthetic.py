@@ -76,7 +76,6 @@ def _requests_and_steps(recorder: Recorder, overwritten: dict[str, Any]) -> None
         bound_compute=0.1,
         bound_memory=[1.0, 2.0],
         bound_network=0.5,
-        occupied=1.5,
     )
     recorder.rows(
         "token_batches",
@@ -102,6 +101,7 @@ def _ranks(recorder: Recorder) -> None:
         memory_bandwidth=10.0,
         memory=100.0,
         flop=[200.0, 100.0],
+        moved=[30.0, 10.0],
     )
     recorder.rows(
         "memory",

@@ -145,6 +145,7 @@ def test_gpu_shares_add_up_to_one(seed: int, ranks: int) -> None:
         memory_bandwidth=1.0,
         memory=1.0,
         flop=0.0,
+        moved=0.0,
     )
     time = rng.dirichlet(np.ones(2 * per_rank + 1), ranks)[:, :-1] * 3.0
     recorder.rows(
@@ -243,17 +244,16 @@ def test_claims_stand_beside_what_was_found() -> None:
 
 def test_claims_that_contradict_each_other_or_a_bound_are_named() -> None:
     notes = summarize(tiny(claimed=CLAIM))["notes"]
-    # 450 tokens/s x 1 s = 450 sequences, there were 2; 1.5 s of HBM reading against 1 s; a step of 2
-    # tokens in 1.5 s is 1.33 tokens/s.
+    # 450 tokens/s x 1 s = 450 sequences, there were 2; 1.5 s of HBM reading against 1 s; 200 FLOP at
+    # 100/s, 30 bytes of HBM at 10/s, 50 bytes over a link of 10/s: 4 tokens take 5 s at least.
     assert "450 tokens/s x 1 s per token are 450 sequences in flight; the run had 2." in notes[0]
     assert "reading HBM alone takes 1.5 s per decode step; 1 s is shorter by a factor 1.5." in notes[1]
-    assert "a step of 2 tokens occupies the busiest GPU or link for at least 1.5 s" in notes[2]
-    assert "which allows 1.33 tokens/s at most" in notes[2]
-    assert "450 tokens/s is more by a factor 338." in notes[2]
+    assert "4 tokens occupy the busiest GPU or link for at least 5 s" in notes[2]
+    assert "which allows 0.8 tokens/s at most; 450 tokens/s is more by a factor 562." in notes[2]
 
 
 def test_a_claim_that_can_be_true_gets_no_sentence() -> None:
-    claim = {"source": "x", "total_tokens_per_second": 1.0, "tpot": 2.0}
+    claim = {"source": "x", "total_tokens_per_second": 0.75, "tpot": 2.6}
     assert not [note for note in summarize(tiny(claimed=claim))["notes"] if "claimed" in note]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from clustersim.study.examples import EXAMPLES, differences, page_of, small_summary
+from clustersim.study.run import find, load, run_scenario
 
 FOLDER = Path(__file__).parent.parent / "results" / "seeds"
 QUICK = [name for name in EXAMPLES if not name.startswith("moe_1024")]
@@ -38,3 +39,13 @@ def test_no_step_of_an_example_is_faster_than_its_bounds():
         for phase in small_summary(name)["phases"].values():
             floor = phase["bounds"][phase["bounds"]["bound_by"]]
             assert phase["step"]["min"] >= floor
+
+
+def test_with_each_expert_held_once_the_baseline_comes_within_an_eighth_of_large_ep():
+    once = ["deployment.experts.policy=contiguous", "deployment.experts.per_gpu=0"]
+    rates = [
+        run_scenario(load(find(f"workloads/{name}.toml"), changes)).summary["throughput"]
+        for name, changes in (("baseline_tp8_pp2", once), ("large_ep", []))
+    ]
+    baseline, large_ep = (rate["total_tokens_per_second"] for rate in rates)
+    assert 7 / 8 < baseline / large_ep < 1

@@ -13,8 +13,7 @@ from rich.console import Console
 from synthetic import CLAIM, FACTS, tiny
 
 from clustersim.analysis.summary import summarize
-from clustersim.errors import Mistake, ScenarioError
-from clustersim.report.terminal import show, show_mistakes
+from clustersim.report.terminal import show
 from clustersim.trace.record import Recorder
 
 WHOLE = summarize(tiny(claimed=CLAIM, faults=True))
@@ -129,13 +128,3 @@ def test_many_small_parts_are_added_up() -> None:
 def test_a_failed_run_says_why() -> None:
     page = shown({"name": "tiny", "error": "does not [fit]"}, path=Path("results/x"))
     assert page == "tiny\n  failed: does not [fit]\n\nResult: results/x\n"
-
-
-def test_mistakes_are_printed_one_per_line_as_they_are() -> None:
-    problem = '"[red]x[/]" is not known :smile: ' + "and this goes on " * 20 + "\nto a second line"
-    error = ScenarioError("a.toml", [Mistake("model.layers", problem, 3), Mistake("", "empty")])
-    to = console(width=40)
-    show_mistakes(error, to)
-    lines = printed(to).split("\n")
-    assert lines[0] == f"a.toml:3: model.layers: {problem}".replace("\n", r"\n")
-    assert lines[1:] == ["a.toml: empty", ""]

@@ -84,19 +84,27 @@ def _tpot_beyond(trace: Trace, tpot: float | None) -> Iterator[str]:
 
 
 def _rate_beyond(trace: Trace, rate: float | None) -> Iterator[str]:
-    steps = trace.tables["steps"]
-    floor = float(numbers(steps, "occupied").sum())
-    if not rate or not floor:
-        return
-    tokens = float((numbers(steps, "input_tokens") + numbers(steps, "output_tokens")).sum())
-    if rate > tokens / floor:
-        count = len(numbers(steps, "occupied"))
+    requests, floor = trace.tables["requests"], _occupied(trace)
+    tokens = float((numbers(requests, "input_tokens") + numbers(requests, "output_tokens")).sum())
+    if rate and floor and rate > tokens / floor:
         yield (
-            f"The claimed throughput is out of reach: a step of {_said(tokens / count)} tokens occupies the "
-            f"busiest GPU or link for at least {show(floor / count, 'time')}, which allows "
-            f"{_said(tokens / floor)} tokens/s at most; {_said(rate)} tokens/s is more by a factor "
-            f"{_said(rate * floor / tokens)}."
+            f"The claimed throughput is out of reach: {_said(tokens)} tokens occupy the busiest GPU or link "
+            f"for at least {show(floor, 'time')}, which allows {_said(tokens / floor)} tokens/s at most; "
+            f"{_said(rate)} tokens/s is more by a factor {_said(rate * floor / tokens)}."
         )
+
+
+def _occupied(trace: Trace) -> float:
+    """Seconds that the run's work occupies its busiest rank or link, however well all else overlaps."""
+    ranks, links = trace.tables["ranks"], trace.tables["links"]
+    return max(
+        float((numbers(table, amount) / numbers(table, rate)).max(initial=0.0))
+        for table, amount, rate in (
+            (ranks, "flop", "flop_rate"),
+            (ranks, "moved", "memory_bandwidth"),
+            (links, "bytes", "bandwidth"),
+        )
+    )
 
 
 def _needed(trace: Trace, bound_by: str, factor: float) -> str:
@@ -105,9 +113,7 @@ def _needed(trace: Trace, bound_by: str, factor: float) -> str:
         return f"It would take links {_said(factor)} times as wide, or as many times fewer bytes."
     column, unit = _RATES[bound_by]
     rate = float(numbers(trace.tables["ranks"], column).max(initial=0.0))
-    less = (
-        "fewer key/value heads, a shorter context, fewer sequences" if bound_by == "memory" else "less work"
-    )
+    less = "less to read (weights, expert copies, KV cache)" if bound_by == "memory" else "less work"
     return (
         f"It would take {show(rate * factor, unit)} per GPU instead of {show(rate, unit)}, or {less}: "
         f"{_said(factor)} times less in all."

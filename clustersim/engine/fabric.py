@@ -41,7 +41,7 @@ class Meeting:
 
     def arrive(self, member: int) -> simpy.Event:
         """Member is ready. Returns the event of its being done."""
-        event = self.done_event(member)
+        event = self._done_event(member)
         if self.routed.meets == "each":
             self.met[member] = self._fabric.env.now
             self._begin([member])
@@ -63,10 +63,9 @@ class Meeting:
         if self._round[member] < 0:
             self.met[member] = self._fabric.env.now
             self._begin([member])
-        return self.done_event(member)
+        return self._done_event(member)
 
-    def done_event(self, member: int) -> simpy.Event:
-        """The event of a member's being done."""
+    def _done_event(self, member: int) -> simpy.Event:
         event = self._events[member]
         if event is None:
             event = self._events[member] = self._fabric.env.event()
@@ -155,7 +154,6 @@ class Fabric:
     def __init__(self, env: simpy.Environment, network: Network) -> None:
         self.env = env
         self.now = 0.0
-        self.deliveries = 0
         self._network = network
         self._in_flight: dict[int, tuple[Meeting, int, np.ndarray | None, int]] = {}
         self._keys = 0
@@ -210,7 +208,6 @@ class Fabric:
         for key, done in self._network.finish(self.now):
             assert isinstance(key, int)
             meeting, round_, positions, left = self._in_flight[key]
-            self.deliveries += 1
             if left == len(done):
                 del self._in_flight[key]
             else:

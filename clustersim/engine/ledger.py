@@ -65,7 +65,7 @@ class Ledger:
         ranks = len(layout.topology.gpus)
         self.operators = 0
         self.flop = np.zeros(ranks)
-        self._layout = layout
+        self.moved = np.zeros(ranks)
         self._recorder = recorder
         self._level = level
         self._spans = 0
@@ -90,6 +90,7 @@ class Ledger:
             released = int(block.last_spans()[np.argmax(block.end[:, -1])])
         for op in batch.graph.operators:
             self.flop[batch.graph.ranks[op.stage]] += op.flop
+            self.moved[batch.graph.ranks[op.stage]] += op.bytes
         self._flows(batch)
         return released
 

@@ -12,12 +12,12 @@ import simpy
 from clustersim.engine.fabric import Fabric, Process
 from clustersim.engine.gpu import Inbox
 from clustersim.engine.ledger import Ledger
-from clustersim.engine.tokenbatch import Prepared, Routes, TokenBatch, prepare
+from clustersim.engine.tokenbatch import Prepared, TokenBatch, prepare
 from clustersim.errors import pick
 from clustersim.physics.bounds import Work, lower_bounds
-from clustersim.plan.gating import expert_counts
+from clustersim.physics.exchanges import Routes
 from clustersim.plan.layout import Layout
-from clustersim.plan.lowering import load_of, lower
+from clustersim.plan.lowering import gated, lower
 from clustersim.serving.batching import Pass, microbatches
 from clustersim.serving.kvcache import KvPool
 from clustersim.serving.request import Request
@@ -175,8 +175,7 @@ class Replica:
         """Lowers and prices a pass, or takes an earlier pass's graph where both look alike."""
         scenario, layout = self.scenario, self.layout
         batch = one.batch(len(self._held))
-        slices = load_of(batch, layout).slices
-        counts = expert_counts(slices, scenario.model, scenario.gating, scenario.seed, number)
+        counts = gated(batch, scenario, layout, number)
         key = b"".join(a.tobytes() for a in (batch.tokens, batch.pairs, batch.context, batch.outputs, counts))
         prepared = self._prepared.get(key)
         if prepared is None:
@@ -250,7 +249,6 @@ class Replica:
             bound_compute=bounds.compute,
             bound_memory=bounds.memory,
             bound_network=bounds.network,
-            occupied=bounds.occupied,
         )
         step.work.clear()
 

@@ -52,7 +52,7 @@ def simulate(
     env.run(until=env.process(_whole(env, replica, scenario, over)))
     replica.write_requests()
     ledger.write_sums()
-    _machine_rows(recorder, scenario, layout, ledger.flop)
+    _machine_rows(recorder, scenario, layout, ledger)
     _memory_rows(recorder, scenario, layout, pool)
     _link_rows(recorder, layout, replica.carried, offered)
     return recorder.finish(
@@ -119,7 +119,7 @@ def _pool(scenario: Scenario, layout: Layout) -> KvPool:
     return KvPool(d.data_parallel, floor(room / block), w.kv_block_tokens)
 
 
-def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, flop: np.ndarray) -> None:
+def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, ledger: Ledger) -> None:
     topology, gpu = layout.topology, layout.topology.gpu
     stages, per_stage = layout.groups.stage.shape
     recorder.rows(
@@ -132,7 +132,8 @@ def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, flop: 
         flop_rate=gpu.flop_rate[scenario.model.format],
         memory_bandwidth=gpu.memory_bandwidth,
         memory=gpu.memory,
-        flop=flop,
+        flop=ledger.flop,
+        moved=ledger.moved,
     )
     for fault in scenario.faults:
         place = fault.link if fault.link is not None else f"rank {fault.gpu}"

@@ -10,12 +10,9 @@ import simpy
 from clustersim.engine.fabric import Fabric, Meeting
 from clustersim.physics.bounds import Work, work_of
 from clustersim.physics.compute import price
-from clustersim.physics.exchanges import RoutedExchange, route
+from clustersim.physics.exchanges import Routes
 from clustersim.plan.layout import Layout
-from clustersim.plan.stepgraph import Exchange, Operator, StepGraph
-
-#: Flows kept laid on links for exchanges that come again; bounds the memory of long runs.
-_ROUTED_FLOWS = 400_000
+from clustersim.plan.stepgraph import Operator, StepGraph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,37 +89,6 @@ def _sections(operators: tuple[Operator, ...]) -> dict[int, list[tuple[int, int]
             start = p if start < 0 else start
             sections.setdefault(start, []).append((p, p + 3))
     return sections
-
-
-class Routes:
-    """Exchanges laid on links, remembered by content as long as they are few enough."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._held: dict[tuple[str, tuple[int, ...], bytes, bytes], RoutedExchange] = {}
-        self._flows = 0
-
-    def of(self, exchange: Exchange) -> RoutedExchange:
-        """The exchange's rounds of flows on links; equal exchanges share them."""
-        # The same ranks in other groups have the same bytes; only the shape tells them apart.
-        groups = exchange.groups
-        key = (exchange.kind, groups.shape, groups.tobytes(), exchange.size.tobytes())
-        held = self._held.get(key)
-        if held is None:
-            layout = self._layout
-            held = route(
-                exchange,
-                layout.deployment.algorithms,
-                layout.paths,
-                len(layout.topology.links.bandwidth),
-                layout.topology.gpu.launch_latency,
-            )
-            self._flows += sum(len(r.source) for r in held.rounds)
-            if self._flows > _ROUTED_FLOWS:
-                self._held.clear()
-                self._flows = sum(len(r.source) for r in held.rounds)
-            self._held[key] = held
-        return held
 
 
 class TokenBatch:
@@ -211,9 +177,7 @@ class TokenBatch:
 
     def work(self) -> Work:
         """FLOP, HBM bytes and link bytes of the pass; known when it is done."""
-        carried = np.sum([m.routed.carried for m in self.meetings.values()], axis=0)
-        links = len(self._routes._layout.topology.links.bandwidth)
-        return work_of(self.graph, np.broadcast_to(carried, (links,)))
+        return work_of(self.graph, [meeting.routed for meeting in self.meetings.values()])
 
 
 class _Members:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from clustersim.physics.exchanges import RoutedExchange
 from clustersim.plan.stepgraph import StepGraph
 from clustersim.spec.hardware import Gpu
 
@@ -16,7 +17,7 @@ class Work:
     """What one pass asks of the machine.
 
     flop, bytes  float64[S, N] useful FLOP and HBM bytes of every rank of every stage
-    carried      float64[K] bytes over every link
+    carried      float64[K] bytes over every link; float64[1] zero where nothing is exchanged
     """
 
     flop: np.ndarray
@@ -26,20 +27,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Seconds that a step takes at least, each resource alone.
-
-    occupied  seconds that the busiest rank or link is occupied by it: no pipeline, however many steps
-              it holds, gets through more than one step in that time
-    """
+    """Seconds that a step takes at least, each resource alone."""
 
     compute: float
     memory: float
     network: float
-    occupied: float
 
 
-def work_of(graph: StepGraph, carried: np.ndarray) -> Work:
-    """Sums a graph's operators per rank; carried as in Work."""
+def work_of(graph: StepGraph, exchanges: Iterable[RoutedExchange]) -> Work:
+    """Sums a graph's operators per rank, and its exchanges per link."""
+    carried = sum((exchange.carried for exchange in exchanges), start=np.zeros(1))
     flop = np.zeros(graph.ranks.shape)
     moved = np.zeros(graph.ranks.shape)
     for op in graph.operators:
@@ -56,21 +53,15 @@ def lower_bounds(passes: Sequence[Work], gpu: Gpu, fmt: str, bandwidth: np.ndarr
                through all stages one after the other; whichever is longer. network: all bytes of
                the step over the link that needs longest for them
     """
-    flop, moved = [w.flop for w in passes], [w.bytes for w in passes]
-    carried = np.sum([w.carried for w in passes], axis=0)
-    network = float((carried / bandwidth).max(initial=0.0))
-    rate = gpu.flop_rate[fmt]
+    carried = sum((w.carried for w in passes), start=np.zeros(1))
     return Bounds(
-        compute=max(_busiest_rank(flop), _longest_pass(flop)) / rate,
-        memory=max(_busiest_rank(moved), _longest_pass(moved)) / gpu.memory_bandwidth,
-        network=network,
-        occupied=max(_busiest_rank(flop) / rate, _busiest_rank(moved) / gpu.memory_bandwidth, network),
+        compute=_serial([w.flop for w in passes]) / gpu.flop_rate[fmt],
+        memory=_serial([w.bytes for w in passes]) / gpu.memory_bandwidth,
+        network=float((carried / bandwidth).max(initial=0.0)),
     )
 
 
-def _busiest_rank(amounts: Sequence[np.ndarray]) -> float:
-    return float(np.sum(amounts, axis=0).max())
-
-
-def _longest_pass(amounts: Sequence[np.ndarray]) -> float:
-    return max(float(a.max(axis=1).sum()) for a in amounts)
+def _serial(amounts: Sequence[np.ndarray]) -> float:
+    busiest_rank = float(np.sum(amounts, axis=0).max())
+    longest_pass = max(float(a.max(axis=1).sum()) for a in amounts)
+    return max(busiest_rank, longest_pass)

@@ -8,9 +8,13 @@ import numpy as np
 
 from clustersim.physics.network import Flows
 from clustersim.plan.collectives import Collective, Round, collective
+from clustersim.plan.layout import Layout
 from clustersim.plan.paths import Paths
 from clustersim.plan.stepgraph import Exchange
 from clustersim.spec.deployment import Algorithms
+
+#: Flows kept laid on links for exchanges that come again; bounds the memory of long runs.
+_ROUTED_FLOWS = 400_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,3 +108,34 @@ def _members(one_round: Round, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     order = np.argsort(source, kind="stable")
     order = order[size[order] > 0]
     return source[order], target[order], size[order]
+
+
+class Routes:
+    """Exchanges laid on links, remembered by content as long as they are few enough."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._held: dict[tuple[str, tuple[int, ...], bytes, bytes], RoutedExchange] = {}
+        self._flows = 0
+
+    def of(self, exchange: Exchange) -> RoutedExchange:
+        """The exchange's rounds of flows on links; equal exchanges share them."""
+        # The same ranks in other groups have the same bytes; only the shape tells them apart.
+        groups = exchange.groups
+        key = (exchange.kind, groups.shape, groups.tobytes(), exchange.size.tobytes())
+        held = self._held.get(key)
+        if held is None:
+            layout = self._layout
+            held = route(
+                exchange,
+                layout.deployment.algorithms,
+                layout.paths,
+                len(layout.topology.links.bandwidth),
+                layout.topology.gpu.launch_latency,
+            )
+            self._flows += sum(len(r.source) for r in held.rounds)
+            if self._flows > _ROUTED_FLOWS:
+                self._held.clear()
+                self._flows = sum(len(r.source) for r in held.rounds)
+            self._held[key] = held
+        return held

@@ -83,10 +83,7 @@ def ring_all_gather(n: int, size: np.ndarray) -> list[Round]:
     size     float64[G, n] bytes each member contributes
     Returns  n - 1 rounds, written once where all parts of a group are equal
     """
-    source, target = _ring(n)
-    if (size == size[:, :1]).all():
-        return [Round(source, target, size, repeat=n - 1)]
-    return [Round(source, target, size[:, (source - k) % n]) for k in range(n - 1)]
+    return _parts_round_the_ring(n, size, first=0)
 
 
 def ring_reduce_scatter(n: int, size: np.ndarray) -> list[Round]:
@@ -95,10 +92,15 @@ def ring_reduce_scatter(n: int, size: np.ndarray) -> list[Round]:
     size     float64[G, n] bytes each member keeps
     Returns  n - 1 rounds, written once where all parts of a group are equal
     """
+    return _parts_round_the_ring(n, size, first=-1)
+
+
+def _parts_round_the_ring(n: int, size: np.ndarray, first: int) -> list[Round]:
+    """In its first round member i passes on part i + first, then each time what it got before."""
     source, target = _ring(n)
     if (size == size[:, :1]).all():
         return [Round(source, target, size, repeat=n - 1)]
-    return [Round(source, target, size[:, (source - k - 1) % n]) for k in range(n - 1)]
+    return [Round(source, target, size[:, (source + first - k) % n]) for k in range(n - 1)]
 
 
 def direct_all_gather(n: int, size: np.ndarray) -> list[Round]:

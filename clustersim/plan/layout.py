@@ -42,9 +42,6 @@ class Layout:
     def layers_per_stage(self) -> int:
         return self.model.layers // self.deployment.pipeline_parallel
 
-    def stage_of(self, layer: int) -> int:
-        return layer // self.layers_per_stage
-
     def tokens_per_copy(self, counts: np.ndarray, layer: int) -> np.ndarray:
         """Tokens of every source for every copy of a layer.
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from clustersim.plan.gating import expert_counts
 from clustersim.plan.layout import Layout
 from clustersim.plan.parameters import kv_heads_held, step_flop
 from clustersim.plan.stepgraph import Exchange, Operator, Product, Queue, StepGraph, check
 from clustersim.spec.batch import Batch
 from clustersim.spec.model import FORMAT_BYTES
+from clustersim.spec.scenario import Scenario
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +54,12 @@ def load_of(batch: Batch, layout: Layout) -> Load:
         context=each(batch.context),
         outputs=each(batch.outputs),
     )
+
+
+def gated(batch: Batch, scenario: Scenario, layout: Layout, token_batch: int) -> np.ndarray:
+    """Tokens of each source rank for each expert, int64[L, N, E]: what `lower` needs beside the batch."""
+    slices = load_of(batch, layout).slices
+    return expert_counts(slices, scenario.model, scenario.gating, scenario.seed, token_batch)
 
 
 def lower(batch: Batch, counts: np.ndarray, layout: Layout) -> StepGraph:

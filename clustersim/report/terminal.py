@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.text import Text
 
 from clustersim.analysis.utilization import STATES, busiest, spread, worst
-from clustersim.errors import ScenarioError
 from clustersim.report.page import (
     Cell,
     printable,
@@ -72,12 +71,6 @@ def show(
     if path is not None:
         put_line(console, "")
         put_line(console, f"Result: {path}")
-
-
-def show_mistakes(error: ScenarioError, console: Console) -> None:
-    """Prints one line per mistake, however long, exactly as the error words it."""
-    for line in error.lines():
-        put_line(console, line)
 
 
 def _headline(summary: Summary, console: Console) -> None:

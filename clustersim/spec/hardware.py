@@ -8,6 +8,12 @@ from pydantic import Field, field_validator
 
 from clustersim.spec.quantities import Bandwidth, Count, FlopRate, Size, Time, Value
 
+#: What ib_write_lat of 8 bytes gains from within a network block to across blocks, s: 5.11 us - 2.795 us.
+#: Source: OCI GB300 guide, medians of 8 HCAs.
+UPLINK_LATENCY = 2.315e-6
+#: An assumption: leaves are joined to spines at the rate of 400 Gb/s cards, bytes/s.
+UPLINK_BANDWIDTH = 5e10
+
 
 class Tile(Value):
     """One output tile of a matrix product, that an SM works on at a time; also written [rows, columns].
@@ -108,8 +114,7 @@ class RailFatTree(Value):
     servers_per_pod   servers that share a set of leaves; must divide `servers`; 0 means all
     spines            per rail, joined to that rail's leaf of every pod; 0 with a single pod
     uplink_bandwidth  of one leaf to one spine, bytes/s
-    uplink_latency    leaf to leaf through a spine, s; by default what ib_write_lat gains across network
-                     blocks, 5.11 us - 2.795 us (OCI GB300 guide, medians of 8 HCAs)
+    uplink_latency    leaf to leaf through a spine, s
     """
 
     family: Literal["rail_fat_tree"]
@@ -117,8 +122,8 @@ class RailFatTree(Value):
     servers: Count
     servers_per_pod: Annotated[int, Field(ge=0)] = 0
     spines: Annotated[int, Field(ge=0)] = 0
-    uplink_bandwidth: Bandwidth = 5e10
-    uplink_latency: Time = 2.315e-6
+    uplink_bandwidth: Bandwidth = UPLINK_BANDWIDTH
+    uplink_latency: Time = UPLINK_LATENCY
 
 
 class FatTree(Value):
@@ -138,7 +143,7 @@ class FatTree(Value):
     servers_per_leaf: Count
     spines: Count
     uplink_bandwidth: Bandwidth
-    uplink_latency: Time = 2.315e-6
+    uplink_latency: Time = UPLINK_LATENCY
 
 
 class Nvl72(Value):
@@ -157,8 +162,8 @@ class Nvl72(Value):
     racks: Count = 1
     trays: Count = 18
     spines: Annotated[int, Field(ge=0)] = 0
-    uplink_bandwidth: Bandwidth = 5e10
-    uplink_latency: Time = 2.315e-6
+    uplink_bandwidth: Bandwidth = UPLINK_BANDWIDTH
+    uplink_latency: Time = UPLINK_LATENCY
 
 
 VertexKind = Literal["gpu", "nvswitch", "nic", "leaf", "spine"]

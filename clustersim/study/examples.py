@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clustersim.errors import ResultError
 from clustersim.study.run import find, load, run_scenario
-from clustersim.trace.plain import json_text
+from clustersim.trace.plain import json_text, read_json
 from clustersim.units import show
 
 #: The examples, the claimed phase of each document first → how to read the result; no numbers here,
@@ -19,9 +17,10 @@ EXAMPLES = {
     "heads as query heads that cache is large; the weights of the one expert per GPU come next, read "
     "whole for the few tokens that reach it. Dispatch and combine are small beside that: the "
     "deployment's exchanges are not what limits it.",
-    "baseline_tp8_pp2": "HBM decides here, too, and twice over: each GPU reads all its expert copies for "
-    "every micro-batch, although half of them would do for the tokens there are, and a token passes two "
-    "stages one after the other. Large EP wins because it reads each expert once and has one stage.",
+    "baseline_tp8_pp2": "HBM decides here, too: each stage holds every expert four times, and with so few "
+    "tokens each GPU reads all its copies whole for every micro-batch. That is most of the distance to large "
+    "EP: with each expert held once (`--set deployment.experts.policy=contiguous --set "
+    "deployment.experts.per_gpu=0`) this deployment comes within an eighth of it.",
     "large_ep_prefill": "Arithmetic decides: the experts' products and the attention's projections run near "
     "the peak rate of the data sheet. Dispatch and combine are exposed, because nothing computes while "
     "they run, and half of their bytes cross a network card.",
@@ -30,7 +29,7 @@ EXAMPLES = {
     "All expert traffic stays inside a server.",
     "moe_1024": "Chunks of prompt are too small for this many GPUs: the pipeline's fill and drain and the "
     "dispatch and combine over network cards shared by ECMP take more time than the arithmetic. A larger "
-    "batch, not a faster GPU, would raise the throughput.",
+    "batch would raise the throughput; more FLOP/s alone would not.",
     "moe_1024_decode": "A handful of tokens per shard: every step reads weights and pays launches and "
     "latencies for almost no work, and with two micro-batches in eight stages most GPUs wait for their "
     "turn most of the time.",
@@ -43,10 +42,10 @@ _PAGE = "README.md"
 _COMMAND = "clustersim examples"
 
 
-def regenerate(folder: Path, names: Sequence[str] = tuple(EXAMPLES)) -> list[Path]:
+def regenerate(folder: Path) -> list[Path]:
     """Runs the examples and writes their summaries and the page. Returns the files written."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {name: small_summary(name) for name in names}
+    found = {name: small_summary(name) for name in EXAMPLES}
     written = []
     for name, summary in found.items():
         path = folder / f"{name}.json"
@@ -62,7 +61,7 @@ def differences(folder: Path, names: Sequence[str] = tuple(EXAMPLES)) -> list[st
 
     names    examples to run again; the page is checked against the files either way
     """
-    kept = {name: _kept(folder / f"{name}.json") for name in EXAMPLES}
+    kept = {name: read_json(folder / f"{name}.json", f"missing; run `{_COMMAND}`") for name in EXAMPLES}
     stale = []
     for name in names:
         stale += [f"{name}: {what}" for what in _unlike(small_summary(name), kept[name], "")]
@@ -76,14 +75,6 @@ def small_summary(name: str) -> dict[str, Any]:
     """The summary of an example without its lists per GPU and link."""
     summary = run_scenario(load(find(f"workloads/{name}.toml"))).summary
     return {key: value for key, value in summary.items() if key not in _LEFT_OUT}
-
-
-def _kept(path: Path) -> dict[str, Any]:
-    try:
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path}: cannot be read ({error}); run `{_COMMAND}`") from error
-    return kept
 
 
 def _unlike(now: Any, kept: Any, place: str) -> Iterator[str]:

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.engine.tokenbatch import Routes
 from clustersim.errors import pick
 from clustersim.physics.bounds import Work, lower_bounds, work_of
-from clustersim.plan.gating import expert_counts
+from clustersim.physics.exchanges import Routes
 from clustersim.plan.layout import Layout
-from clustersim.plan.lowering import load_of, lower
+from clustersim.plan.lowering import gated, lower
 from clustersim.plan.memory import needs, weight_bytes
 from clustersim.plan.parameters import (
     active_parameters,
@@ -116,7 +115,7 @@ def _first_steps(scenario: Scenario) -> dict[str, list[Pass]]:
 
 def _step(scenario: Scenario, layout: Layout, routes: Routes, passes: Sequence[Pass]) -> dict[str, Any]:
     graphs = [_graph(scenario, layout, one, number) for number, one in enumerate(passes)]
-    works = [_work(graph, routes, len(layout.topology.links.bandwidth)) for graph in graphs]
+    works = [_work(graph, routes) for graph in graphs]
     bounds = lower_bounds(works, layout.topology.gpu, scenario.model.format, layout.topology.links.bandwidth)
     first = graphs[0]
     return {
@@ -133,17 +132,11 @@ def _step(scenario: Scenario, layout: Layout, routes: Routes, passes: Sequence[P
 
 def _graph(scenario: Scenario, layout: Layout, one: Pass, number: int) -> StepGraph:
     batch = one.batch(scenario.deployment.data_parallel)
-    slices = load_of(batch, layout).slices
-    counts = expert_counts(slices, scenario.model, scenario.gating, scenario.seed, number)
-    return lower(batch, counts, layout)
+    return lower(batch, gated(batch, scenario, layout, number), layout)
 
 
-def _work(graph: StepGraph, routes: Routes, links: int) -> Work:
-    carried = np.zeros(links)
-    for op in graph.operators:
-        if op.exchange is not None:
-            carried += routes.of(op.exchange).carried
-    return work_of(graph, carried)
+def _work(graph: StepGraph, routes: Routes) -> Work:
+    return work_of(graph, [routes.of(op.exchange) for op in graph.operators if op.exchange is not None])
 
 
 def _notes(scenario: Scenario) -> list[str]:

@@ -77,14 +77,15 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     return scenario
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:
     """A scenario file → Scenario.
 
     overrides  "key.path=value" texts, as after --set
+    seed       replaces the scenario's seed
     Raises     ScenarioError with every mistake of the file, when it does not fit into the GPUs'
                memory, and when its trace would not fit into this computer's
     """
-    scenario = read(path, overrides)
+    scenario = read(path, overrides if seed is None else [*overrides, f"seed={seed}"])
     mistakes = does_not_fit(scenario, gpu_of(scenario.topology))
     if mistakes:
         raise ScenarioError(str(path), mistakes)
@@ -103,7 +104,8 @@ def too_long_to_record(scenario: Scenario) -> list[Mistake]:
     per_rank = scenario.model.layers * (_OPERATORS + (3 * slots if d.experts.service == "by_expert" else 0))
     ranks = d.tensor_parallel * d.data_parallel
     queues = passes * scenario.model.layers * ranks * slots
-    spans = passes * ranks * per_rank if scenario.trace.level != "sums" else 0
+    flows = 2 * scenario.model.layers * d.expert_parallel if scenario.trace.level == "flows" else 0
+    spans = passes * ranks * (per_rank + flows) if scenario.trace.level != "sums" else 0
     if spans + queues <= _MOST_ROWS:
         return []
     fits = passes * _MOST_ROWS // (spans + queues)
@@ -172,8 +174,7 @@ def run(
         overrides = [f"{key}={toml_value(value)}" for key, value in overrides.items()]
     elif isinstance(overrides, str):
         overrides = [overrides]
-    extra = [f"seed={seed}"] if seed is not None else []
-    scenario = load(path, [*overrides, *extra])
+    scenario = load(path, overrides, seed)
     result = run_scenario(scenario, str(path), tell)
     if out is not None:
         result.save(out)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clustersim.errors import ResultError
-from clustersim.trace.plain import json_text
+from clustersim.trace.plain import json_text, read_json
 from clustersim.trace.record import TABLES, Columns, Text, Trace
 
 #: Changed whenever a table or column changes its meaning; other versions are refused.
@@ -99,16 +99,10 @@ def _field_metadata(column: np.ndarray | Text, expected: tuple[str, str] | None)
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ResultError(f"{path}: there is no trace here; {_FACTS} is missing") from None
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path}: damaged: {error}") from error
-    version = facts.pop("trace_version", None) if isinstance(facts, dict) else None
+    facts = read_json(path, f"there is no trace here; {_FACTS} is missing")
+    version = facts.pop("trace_version", None)
     if version != TRACE_VERSION:
         raise ResultError(f"{path}: trace version {version!r} is not {TRACE_VERSION}; run the scenario again")
-    assert isinstance(facts, dict)
     return facts
 
 

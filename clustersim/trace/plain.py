@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from clustersim.errors import ResultError
 
 
 def plain(value: Any) -> Any:
@@ -33,3 +36,20 @@ def plain(value: Any) -> Any:
 def json_text(value: Any) -> str:
     """The value as JSON for people and machines: two spaces of indent, keys in their order."""
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_json(path: Path, missing: str) -> dict[str, Any]:
+    """The table of values in a JSON file.
+
+    missing  what to say if there is no such file
+    Raises   ResultError if there is none, or it is damaged
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultError(f"{path}: {missing}") from None
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise ResultError(f"{path}: damaged: not a table of values")
+    return values

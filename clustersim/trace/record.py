@@ -61,7 +61,6 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "bound_compute": ("float64", "no step can be faster: FLOP of the busiest rank at peak rate, s"),
         "bound_memory": ("float64", "no step can be faster: HBM bytes of the busiest rank, s"),
         "bound_network": ("float64", "no step can be faster: bytes over the busiest link, s"),
-        "occupied": ("float64", "time the step occupies the busiest rank or link, however steps overlap, s"),
     },
     "token_batches": {
         "token_batch": ("int32", "number of this pass of a micro-batch through all stages"),
@@ -147,6 +146,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "memory_bandwidth": ("float64", "HBM bytes/s"),
         "memory": ("float64", "HBM bytes"),
         "flop": ("float64", "useful FLOP it did in this run"),
+        "moved": ("float64", "HBM bytes it read and wrote in this run"),
     },
     "faults": {
         "kind": ("text", "slow_gpu, slow_link or flapping_link"),

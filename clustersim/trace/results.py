@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any
 
 from clustersim.errors import ResultError
 from clustersim.trace import files
-from clustersim.trace.plain import json_text
+from clustersim.trace.plain import json_text, read_json
 from clustersim.trace.record import Trace
 
 SUMMARY = "summary.json"
@@ -100,16 +99,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
     Raises   ResultError if there is none or it is damaged
     """
-    path = folder / SUMMARY
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ResultError(f"{folder}: is not a result; it has no {SUMMARY}") from None
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path}: damaged: {error}") from error
-    if not isinstance(summary, dict):
-        raise ResultError(f"{path}: damaged: not a table of values")
-    return summary
+    return read_json(folder / SUMMARY, "missing, so its folder is not a result")
 
 
 def newest(results_root: Path, name: str) -> Path | None:
