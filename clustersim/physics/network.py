@@ -67,6 +67,14 @@ class Network(Protocol):
         """
         ...
 
+    def stop(self, key: Hashable, positions: np.ndarray, now: float) -> np.ndarray:
+        """Takes flows of a start out of the network; `finish` will not name them.
+
+        positions  int[S] of flows that were not told to be done
+        Returns    float64[S] bytes that have not arrived; 0.0 of a flow that ends at this instant
+        """
+        ...
+
 
 class _Transfer:
     """One start under the port bound: the flows that are not done yet.

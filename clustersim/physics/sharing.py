@@ -1,76 +1,34 @@
-"""The compiled kernel of the fluid model: flows begin, share links max-min fairly, and end.
+"""Flows begin, share links max-min fairly, and end: compiled.
 
-Written in the part of Python that numba compiles; without numba it runs as it stands, slowly. It
-knows slots and link numbers only; `physics/fluid.py` says which start a slot belongs to.
+Every link has a level: the most bytes/s per weight that it grants a flow, infinite while it is not
+full. A flow's share is the least level of its links; the link that says so is its bottleneck. The
+rates are max-min fair just when each link's level is the one that fills it, given what the other
+links grant its flows (the advertised rate of Charny, Clark, Jain, ICC 1995).
 
-How rates are kept. Every link l has a level: the most rate per weight that it grants, infinite
-while it is not full. A flow's level is the least of its links', its bottleneck the link that says
-so. This is max-min fair just when each link's level is the one that fills it, given what the other
-links grant its flows (Charny, Clark, Jain, ICC 1995, call it the advertised rate). When flows begin
-or end only the levels of their links are in doubt. Links in doubt are settled from the lowest level
-upwards, as progressive filling does; a link whose level moves puts those in doubt whose flows it
-moved. What nothing leads to is not looked at.
+When flows begin or end, only the levels of their links are in doubt. Links in doubt are judged from
+the lowest level upwards, as progressive filling does (Bertsekas, Gallager, Data Networks, 2nd ed.,
+section 6.5.2); a link whose level moves puts in doubt the links of the flows that it moved. What
+nothing leads to is not looked at. A link knows the sum of what its flows have whose bottleneck lies
+elsewhere, so that judging it takes no look at its flows, unless one of those must yield.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
-
 import numpy as np
 
-try:
-    import numba
-except ImportError:  # pragma: no cover - the plain run of the same code is tested without a jit
-    numba = None
+from clustersim.physics.kernel import DOUBT, ENDS, compiled
 
-F = TypeVar("F", bound=Callable[..., Any])
+#: Shares that differ by less, relatively, are the same: it keeps roundoff from travelling.
+SAME = 1e-11
 
-#: A flow is done when less than this share of its bytes is left: roundoff, not a tolerance.
+#: A flow is done when less than this share of its bytes is left. Roundoff, no tolerance: what is
+#: left of the last of several flows that should end together, as a share of what it had.
 DONE = 1e-9
 
-#: Levels that differ by less, relatively, are the same: it keeps roundoff from travelling.
-SAME = 1e-9
-
-#: A link that carries less than this share of its capacity cannot be anyone's bottleneck.
-_SLACK = 1 - 1e-9
-
-#: After so many changes the rates on a link are summed up anew, lest roundoff add up.
-_STALE = 1024
-
-#: The two heaps of links: those in doubt, by level; those with own flows, by when the first ends.
-DOUBT, ENDS = range(2)
-
-
-def compiled(function: F) -> F:
-    """The function as machine code, kept on disk between runs; as it stands where there is no numba."""
-    if numba is None:
-        return function
-    made: F = numba.njit(cache=True)(function)
-    return made
-
-
-def _records(**fields: str) -> np.dtype:
-    return np.dtype(list(fields.items()))
-
-
-LINK = _records(capacity='f8', level='f8', own='f8', held='f8', top='f8', crossing='i8', owned='i8', fresh='i8', stale='i8', head='i8', first='i8', marked='i8', touched='i8', mark='?', moved='?')
-HEAP = _records(rank='f8', entry='i8', place='i8')
-FLOW = _records(size='f8', weight='f8', left='f8', stamp='f8', share='f8', bottleneck='i8', next_own='i8', last_own='i8')
-PLACE = _records(after='i8', before='i8')
-QUEUE = _records(time='f8', number='i8', slot='i8', chain='i8', free='i8', done='i8', done_time='f8')
-TOTAL = _records(now='f8', due='f8', doubted='i8', ending='i8', coming='i8', free='i8', done='i8', moving='i8', evaluated='i8', fitted='i8', number='i8', marked='i8', touched='i8', shared='i8')
-
-
-class State(NamedTuple):
-    links: np.ndarray
-    heaps: np.ndarray
-    flows: np.ndarray
-    path: np.ndarray
-    places: np.ndarray
-    work: np.ndarray
-    queue: np.ndarray
-    totals: np.ndarray
+#: After so many changes the sums of a link are taken anew, lest roundoff add up; likewise where
+#: less than this share is left of what was added and taken away.
+_STALE = 256
+_LITTLE = 1e-3
 
 
 @compiled
@@ -101,9 +59,10 @@ def _down(heaps, which, at, length):
         child = 2 * at + 1
         if child >= length:
             break
-        if child + 1 < length and _less(heaps, which, heaps[which, child + 1].entry, heaps[which, child].entry):
-            child += 1
         other = heaps[which, child].entry
+        if child + 1 < length and _less(heaps, which, heaps[which, child + 1].entry, other):
+            child += 1
+            other = heaps[which, child].entry
         if not _less(heaps, which, other, link):
             break
         heaps[which, at].entry = other
@@ -114,10 +73,10 @@ def _down(heaps, which, at, length):
 
 
 @compiled
-def _take(heaps, which, at, length):
-    """Removes the entry at a place of a heap of `length` entries."""
-    last = length - 1
+def _remove(heaps, which, at, length):
+    """Takes an entry out of a heap of so many."""
     heaps[which, heaps[which, at].entry].place = -1
+    last = length - 1
     if at < last:
         link = heaps[which, last].entry
         heaps[which, at].entry = link
@@ -127,199 +86,210 @@ def _take(heaps, which, at, length):
 
 
 @compiled
-def doubt(heaps, totals, link: int, key: float) -> None:
-    """A link's level may no longer be right, from this level on."""
+def doubt(heaps, totals, link, level):
+    """The level of a link may not be right any more, from this level on upwards."""
     at = heaps[DOUBT, link].place
     if at < 0:
         at = totals[0].doubted
         totals[0].doubted += 1
-        heaps[DOUBT, link].rank = key
+        heaps[DOUBT, link].rank = level
         heaps[DOUBT, at].entry = link
         _up(heaps, DOUBT, at)
-    elif key < heaps[DOUBT, link].rank:
-        heaps[DOUBT, link].rank = key
+    elif level < heaps[DOUBT, link].rank:
+        heaps[DOUBT, link].rank = level
         _up(heaps, DOUBT, at)
 
 
 @compiled
-def _mark(links, totals, link: int) -> None:
-    if not links[link].mark:
-        links[link].mark = True
-        links[totals[0].marked].marked = link
-        totals[0].marked += 1
+def note_end(notes, totals, link):
+    """The first end on a link has to be looked up anew."""
+    if notes[link].in_ends == 0:
+        notes[link].in_ends = 1
+        notes[totals[0].ends].ends = link
+        totals[0].ends += 1
 
 
 @compiled
-def _guess(links, link: int) -> float:
-    """The level that fills a link if nobody's bottleneck changes; inf if it has no flow of its own."""
+def _guess(links, link):
+    """The level that fills a link if its own flows stay its own; inf if it has none."""
     if links[link].owned == 0:
         return np.inf
     return max(links[link].capacity - links[link].held, 0.0) / links[link].own
 
 
 @compiled
-def _least(links, path, slot: int, but: int) -> float:
-    """The least level of a flow's links but one."""
-    least = np.inf
-    for hop in range(path.shape[1]):
-        link = path[slot, hop]
-        if link < 0:
-            break
-        if link != but and links[link].level < least:
-            least = links[link].level
-    return least
-
-
-@compiled
-def _filling(links, flows, path, places, work, totals, link: int) -> float:
-    """The level that fills a link, given what the other links grant its flows; inf if none does."""
-    totals[0].evaluated += 1
+def _judge(links, flows, path, places, work, totals, link):
+    """The level that fills a link, given what the other links grant its flows; inf: nothing does."""
+    totals[0].judged += 1
+    if links[link].crossing == 0:
+        return np.inf
+    own, room = links[link].own, links[link].capacity - links[link].held
+    exact = own >= _LITTLE * links[link].peak and room >= _LITTLE * links[link].capacity
     if links[link].fresh == 0 and links[link].stale < _STALE:
-        guess = _guess(links, link)
-        if guess < np.inf:
-            if guess >= links[link].top:
-                return guess
+        if links[link].owned > 0:
+            if exact and room >= links[link].top * own:
+                return room / own
         elif links[link].held <= links[link].capacity * (1 + SAME):
             return np.inf
-    return _fitted(links, flows, path, places, work, totals, link)
+    return _fit(links, flows, path, places, work, totals, link)
 
 
 @compiled
-def _fitted(links, flows, path, places, work, totals, link: int) -> float:
-    """`_filling`, flow by flow; sums up the link anew."""
+def _fit(links, flows, path, places, work, totals, link):
+    """`_judge`, flow by flow; sums up the link on the way."""
     totals[0].fitted += 1
     width = path.shape[1]
-    n = 0
-    heft = 0.0
-    wanted = 0.0
-    own = 0.0
-    elsewhere = 0.0
-    top = 0.0
+    n, wanted, weights, own, held, top = 0, 0.0, 0.0, 0.0, 0.0, 0.0
     place = links[link].head
     while place >= 0:
         slot = place // width
-        weight = flows[slot].weight
-        bottleneck = flows[slot].bottleneck
+        weight, bottleneck = flows[slot].weight, flows[slot].bottleneck
         if bottleneck >= 0 and bottleneck != link:
-            cap = flows[slot].share
-            elsewhere += weight * cap
-            top = max(top, cap)
+            granted = flows[slot].share
+            held += weight * granted
+            top = max(top, granted)
         else:
-            cap = _least(links, path, slot, link)
-            if bottleneck >= 0:
+            granted = np.inf
+            for hop in range(width):
+                other = path[slot, hop]
+                if other < 0:
+                    break
+                if other != link:
+                    granted = min(granted, links[other].level)
+            if bottleneck == link:
                 own += weight
-        work[n, 0] = cap
+        work[n, 0] = granted
         work[n, 1] = weight
         n += 1
-        heft += weight
-        wanted += weight * cap
+        weights += weight
+        wanted += weight * granted
         place = places[place].after
-    links[link].own, links[link].held, links[link].top, links[link].stale = own, elsewhere, top, 0
-    capacity = links[link].capacity
-    if wanted <= capacity * (1 + SAME):
+    links[link].own, links[link].peak = own, own
+    links[link].held, links[link].top, links[link].stale = held, top, 0
+    if wanted <= links[link].capacity * (1 + SAME):
         return np.inf
-    # Newton's method on a concave function made of straight pieces: from anywhere one step leads
-    # below the answer, from there on upwards. More flows are held elsewhere at each step, or none.
-    low = capacity / heft
-    level = links[link].level if links[link].level < np.inf else low
-    held_first = -1
-    held_before = -1
-    while True:
-        held = 0
-        granted = 0.0
-        rest = 0.0
-        for i in range(n):
-            if work[i, 0] < level:
-                held += 1
-                granted += work[i, 1] * work[i, 0]
-            else:
-                rest += work[i, 1]
-        if held == held_first or (held_first >= 0 and held <= held_before):
-            return level
-        if held == n or granted > capacity:
-            if held_first >= 0:
-                return level
-            held = 0
-            level = low
-        else:
-            level = max(low, (capacity - granted) / rest)
-        if held_first >= 0:
-            held_before = held
-        else:
-            held_first = held
+    return _fitting(work[:n], links[link].capacity, weights, links[link].level)
 
 
 @compiled
-def _settle(flows, totals, slot: int) -> None:
-    """Counts what a flow has sent so far, before its rate changes."""
+def _fitting(work, capacity, weights, level):
+    """The level at which flows that are granted no more than work[:, 0] each fill a link.
+
+    Newton's method on a concave function made of straight pieces: from anywhere one step leads
+    below the answer, from there on upwards, holding more flows back at each step, or no more.
+
+    work     float64[n, 2]: bytes/s per weight, weight; weights: their sum
+    level    where to begin; inf: anywhere
+    """
+    low = capacity / weights
+    if level == np.inf:
+        level = low
+    below, steps = -1, 0
+    while True:
+        count, granted, rest = 0, 0.0, 0.0
+        for i in range(len(work)):
+            if work[i, 0] < level:
+                count += 1
+                granted += work[i, 0] * work[i, 1]
+            else:
+                rest += work[i, 1]
+        if count == below or (steps > 1 and count < below):
+            return level
+        if count < len(work) and granted <= capacity:
+            level = max(low, (capacity - granted) / rest)
+            below = count
+        elif steps == 0:
+            level, below = low, -1
+        else:
+            return level
+        steps += 1
+
+
+@compiled
+def settle(flows, totals, slot):
+    """Counts what a flow has sent so far, before its share changes."""
     now = totals[0].now
     if flows[slot].stamp < now:
-        sent = flows[slot].share * flows[slot].weight * (now - flows[slot].stamp)
-        flows[slot].left = max(flows[slot].left - sent, 0.0)
+        flows[slot].left = max(flows[slot].left - flows[slot].share * (now - flows[slot].stamp), 0.0)
         flows[slot].stamp = now
 
 
 @compiled
-def _disown(links, flows, slot: int, link: int) -> None:
-    before, after = flows[slot].last_own, flows[slot].next_own
-    if before >= 0:
-        flows[before].next_own = after
+def disown(links, flows, slot, link):
+    """A link is no longer the bottleneck of a flow."""
+    last, following = flows[slot].last, flows[slot].next
+    if last >= 0:
+        flows[last].next = following
     else:
-        links[link].first = after
-    if after >= 0:
-        flows[after].last_own = before
+        links[link].first = following
+    if following >= 0:
+        flows[following].last = last
     links[link].owned -= 1
     links[link].own = links[link].own - flows[slot].weight if links[link].owned else 0.0
 
 
 @compiled
-def _adopt(links, flows, slot: int, link: int) -> None:
+def _adopt(links, flows, slot, link):
     first = links[link].first
-    flows[slot].last_own = -1
-    flows[slot].next_own = first
+    flows[slot].last, flows[slot].next = -1, first
     if first >= 0:
-        flows[first].last_own = slot
+        flows[first].last = slot
     links[link].first = slot
     links[link].owned += 1
     links[link].own += flows[slot].weight
+    links[link].peak = max(links[link].peak, links[link].own)
 
 
 @compiled
-def _question(links, heaps, totals, link: int) -> None:
-    """Something about the flows of a link has changed: is its level still right?"""
-    if links[link].level < np.inf or links[link].owned > 0:
-        doubt(heaps, totals, link, _guess(links, link))
-    elif links[link].held > links[link].capacity * _SLACK:
-        doubt(heaps, totals, link, links[link].top)
+def _note_move(notes, totals, link):
+    if notes[link].in_moved == 0:
+        notes[link].in_moved = 1
+        notes[totals[0].moved].moved = link
+        totals[0].moved += 1
 
 
 @compiled
-def _narrow(links, flows, path, totals, slot: int, by: int) -> None:
-    """Gives a flow the least level of its links; `by` is the link whose level has just changed."""
+def _hold(links, notes, totals, link, more, share):
+    """A flow whose bottleneck lies elsewhere has so many bytes/s more of a link."""
+    links[link].held += more
+    if share > links[link].top:
+        links[link].top = share
+    _note_move(notes, totals, link)
+
+
+@compiled
+def _narrow(links, notes, flows, path, totals, slot, by):
+    """Gives a flow the least level of its links; `by` is the link whose level has just moved."""
     width = path.shape[1]
-    least = np.inf
-    narrowest = -1
+    least, narrowest = np.inf, -1
     for hop in range(width):
         link = path[slot, hop]
         if link < 0:
             break
         if links[link].level < least:
-            least = links[link].level
-            narrowest = link
+            least, narrowest = links[link].level, link
     before, old = flows[slot].bottleneck, flows[slot].share
     if narrowest < 0 or (narrowest == before and abs(least - old) <= SAME * least):
-        # Without a narrowest one, no link of its path is known to be full yet; one in doubt will be.
+        # Without a narrowest one none of its links is known to be full: one that is in doubt will be.
         return
-    _settle(flows, totals, slot)
-    weight = flows[slot].weight
+    settle(flows, totals, slot)
     flows[slot].share = least
+    weight = flows[slot].weight
+    if before == narrowest:
+        more = weight * (least - old)
+        for hop in range(width):
+            link = path[slot, hop]
+            if link < 0:
+                break
+            if link != narrowest:
+                _hold(links, notes, totals, link, more, least)
+        return
     flows[slot].bottleneck = narrowest
-    _mark(links, totals, narrowest)
-    if before != narrowest:
-        if before >= 0:
-            _mark(links, totals, before)
-            _disown(links, flows, slot, before)
-        _adopt(links, flows, slot, narrowest)
+    note_end(notes, totals, narrowest)
+    if before >= 0:
+        note_end(notes, totals, before)
+        disown(links, flows, slot, before)
+    _adopt(links, flows, slot, narrowest)
     for hop in range(width):
         link = path[slot, hop]
         if link < 0:
@@ -329,23 +299,20 @@ def _narrow(links, flows, path, totals, slot: int, by: int) -> None:
         elif link != before:
             links[link].held -= weight * old
         if link != narrowest:
-            links[link].held += weight * least
-            links[link].top = max(links[link].top, least)
-        links[link].stale += 1
-        if not links[link].moved and (link != by or narrowest != by):
-            links[link].moved = True
-            links[totals[0].touched].touched = link
-            totals[0].touched += 1
+            _hold(links, notes, totals, link, weight * least, least)
+        elif link != by:
+            _note_move(notes, totals, link)
 
 
 @compiled
-def _grant(links, heaps, flows, path, places, totals, link: int, level: float) -> None:
-    """Gives a link its level, and its flows the least of theirs."""
+def _grant(links, notes, heaps, flows, path, places, totals, link, level):
+    """Gives a link its level, and its flows the least of their links' levels."""
     links[link].level = level
+    note_end(notes, totals, link)
     slot = links[link].first
     while slot >= 0:
-        following = flows[slot].next_own
-        _narrow(links, flows, path, totals, slot, link)
+        following = flows[slot].next
+        _narrow(links, notes, flows, path, totals, slot, link)
         slot = following
     if links[link].fresh > 0 or level < links[link].top:
         width = path.shape[1]
@@ -353,34 +320,38 @@ def _grant(links, heaps, flows, path, places, totals, link: int, level: float) -
         while place >= 0:
             slot = place // width
             if flows[slot].bottleneck == -1 or level < flows[slot].share:
-                _narrow(links, flows, path, totals, slot, link)
+                _narrow(links, notes, flows, path, totals, slot, link)
             place = places[place].after
-    for at in range(totals[0].touched):
-        other = links[at].touched
-        links[other].moved = False
-        _question(links, heaps, totals, other)
-    totals[0].touched = 0
+    for at in range(totals[0].moved):
+        other = notes[at].moved
+        notes[other].in_moved = 0
+        links[other].stale += 1
+        if heaps[DOUBT, other].place >= 0:
+            continue
+        if links[other].level < np.inf or links[other].owned > 0:
+            doubt(heaps, totals, other, _guess(links, other))
+        elif links[other].held > links[other].capacity:
+            doubt(heaps, totals, other, links[other].top)
+    totals[0].moved = 0
 
 
 @compiled
-def _look_up_end(links, heaps, flows, totals, link: int) -> None:
-    """Notes when the first flow ends whose bottleneck this link is."""
+def look_up_end(links, heaps, flows, totals, link):
+    """Notes when the first flow ends whose bottleneck a link is."""
+    now, level = totals[0].now, links[link].level
     end = np.inf
-    slot = links[link].first
-    while slot >= 0:
-        if flows[slot].share > 0:
-            end = min(end, flows[slot].stamp + flows[slot].left / (flows[slot].share * flows[slot].weight))
-        slot = flows[slot].next_own
-    _expect(heaps, totals, link, end)
-
-
-@compiled
-def _expect(heaps, totals, link: int, end: float) -> None:
+    if links[link].owned > 0 and level > 0:
+        slot = links[link].first
+        left = np.inf
+        while slot >= 0:
+            left = min(left, flows[slot].left - flows[slot].share * (now - flows[slot].stamp))
+            slot = flows[slot].next
+        end = now + max(left, 0.0) / level
     at = heaps[ENDS, link].place
     heaps[ENDS, link].rank = end
     if end == np.inf:
         if at >= 0:
-            _take(heaps, ENDS, at, totals[0].ending)
+            _remove(heaps, ENDS, at, totals[0].ending)
             totals[0].ending -= 1
         return
     if at < 0:
@@ -393,14 +364,13 @@ def _expect(heaps, totals, link: int, end: float) -> None:
 
 
 @compiled
-def share_out(links, heaps, flows, path, places, work, totals) -> None:
-    """Settles every link in doubt, from the lowest level upwards. Rates are max-min fair then."""
+def share_out(links, notes, heaps, flows, path, places, work, totals):
+    """Judges every link in doubt, from the lowest level upwards. Then the rates are max-min fair."""
     totals[0].shared += 1
     while totals[0].doubted > 0:
         link = heaps[DOUBT, 0].entry
-        key = heaps[DOUBT, link].rank
-        level = _filling(links, flows, path, places, work, totals, link) if links[link].crossing > 0 else np.inf
-        if level > key * (1 + SAME) and totals[0].doubted > 1:
+        level = _judge(links, flows, path, places, work, totals, link)
+        if level > heaps[DOUBT, link].rank * (1 + SAME) and totals[0].doubted > 1:
             # A link with a lower level may still hold back some of its flows: that one first.
             second = heaps[DOUBT, heaps[DOUBT, 1].entry].rank
             if totals[0].doubted > 2:
@@ -409,47 +379,104 @@ def share_out(links, heaps, flows, path, places, work, totals) -> None:
                 heaps[DOUBT, link].rank = level
                 _down(heaps, DOUBT, 0, totals[0].doubted)
                 continue
-        _take(heaps, DOUBT, 0, totals[0].doubted)
+        _remove(heaps, DOUBT, 0, totals[0].doubted)
         totals[0].doubted -= 1
         old = links[link].level
         if level != old and (level == np.inf or old == np.inf or abs(level - old) > SAME * old):
-            _grant(links, heaps, flows, path, places, totals, link, level)
-    for at in range(totals[0].marked):
-        link = links[at].marked
-        links[link].mark = False
-        _look_up_end(links, heaps, flows, totals, link)
-    totals[0].marked = 0
+            _grant(links, notes, heaps, flows, path, places, totals, link, level)
+    for at in range(totals[0].ends):
+        link = notes[at].ends
+        notes[link].in_ends = 0
+        look_up_end(links, heaps, flows, totals, link)
+    totals[0].ends = 0
     totals[0].due = np.inf
 
 
 @compiled
-def _finish(queue, totals, slot: int) -> None:
-    queue[totals[0].done].done = slot
-    queue[totals[0].done].done_time = totals[0].now
-    totals[0].done += 1
+def announce(flows, agenda, totals, time, slot):
+    """A flow, and those chained to it, will begin at a time."""
+    at = totals[0].coming
+    totals[0].coming += 1
+    number = totals[0].number
+    totals[0].number += 1
+    while at > 0:
+        parent = (at - 1) >> 1
+        if agenda[parent].time <= time:
+            break
+        agenda[at].time = agenda[parent].time
+        agenda[at].number = agenda[parent].number
+        agenda[at].slot = agenda[parent].slot
+        at = parent
+    agenda[at].time, agenda[at].number, agenda[at].slot = time, number, slot
 
 
 @compiled
-def _begin(links, heaps, flows, path, places, queue, totals, slot: int) -> None:
-    """A flow's latency is over: it takes its place on its links."""
+def _sooner(agenda, a, time, number):
+    return agenda[a].time < time or (agenda[a].time == time and agenda[a].number < number)
+
+
+@compiled
+def _next_coming(agenda, totals):
+    """Takes the first of the flows that will begin off their heap."""
+    slot = agenda[0].slot
+    length = totals[0].coming - 1
+    totals[0].coming = length
+    time, number, last = agenda[length].time, agenda[length].number, agenda[length].slot
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= length:
+            break
+        right = child + 1
+        if right < length and _sooner(agenda, right, agenda[child].time, agenda[child].number):
+            child = right
+        if not _sooner(agenda, child, time, number):
+            break
+        agenda[at].time = agenda[child].time
+        agenda[at].number = agenda[child].number
+        agenda[at].slot = agenda[child].slot
+        at = child
+    agenda[at].time, agenda[at].number, agenda[at].slot = time, number, last
+    return slot
+
+
+@compiled
+def _finish(flows, agenda, gates, following, totals, slot):
+    """A flow is done; whoever waited for it alone is released."""
+    now = totals[0].now
+    agenda[totals[0].done].done = slot
+    agenda[totals[0].done].done_at = now
+    totals[0].done += 1
+    if len(gates) == 0:
+        return
+    for at in range(gates[slot].first, gates[slot + 1].first):
+        other = following[at]
+        gates[other].missing -= 1
+        if gates[other].missing == 0:
+            release = max(now, gates[other].start)
+            gates[other].release = release
+            flows[other].chain = -1
+            announce(flows, agenda, totals, release + gates[other].latency, other)
+
+
+@compiled
+def _begin(links, heaps, flows, path, places, agenda, gates, following, totals, slot):
+    """The latency of a flow is over: it takes its place on its links."""
     width = path.shape[1]
-    flows[slot].left = flows[slot].size
+    flows[slot].left = flows[slot].load
     flows[slot].stamp = totals[0].now
     flows[slot].share = 0.0
-    flows[slot].bottleneck = -1
-    if path[slot, 0] < 0:
-        flows[slot].bottleneck = -2
-        _finish(queue, totals, slot)
+    if path[slot, 0] < 0 or flows[slot].load <= 0:
+        _finish(flows, agenda, gates, following, totals, slot)
         return
-    totals[0].moving += 1
+    flows[slot].bottleneck = -1
     for hop in range(width):
         link = path[slot, hop]
         if link < 0:
             break
         place = slot * width + hop
         first = links[link].head
-        places[place].before = -1
-        places[place].after = first
+        places[place].before, places[place].after = -1, first
         if first >= 0:
             places[first].before = place
         links[link].head = place
@@ -459,15 +486,14 @@ def _begin(links, heaps, flows, path, places, queue, totals, slot: int) -> None:
 
 
 @compiled
-def leave(links, heaps, flows, path, places, totals, slot: int) -> None:
-    """Takes a flow off its links; they are in doubt if it took some of what others want."""
+def leave(links, notes, heaps, flows, path, places, totals, slot):
+    """Takes a flow off its links, which may now grant the others more."""
     width = path.shape[1]
-    _settle(flows, totals, slot)
+    settle(flows, totals, slot)
     bottleneck = flows[slot].bottleneck
-    totals[0].moving -= 1
     if bottleneck >= 0:
-        _mark(links, totals, bottleneck)
-        _disown(links, flows, slot, bottleneck)
+        note_end(notes, totals, bottleneck)
+        disown(links, flows, slot, bottleneck)
     for hop in range(width):
         link = path[slot, hop]
         if link < 0:
@@ -487,120 +513,114 @@ def leave(links, heaps, flows, path, places, totals, slot: int) -> None:
         elif link != bottleneck:
             links[link].held -= flows[slot].weight * flows[slot].share
         if links[link].crossing == 0:
-            links[link].held = 0.0
-            links[link].top = 0.0
+            links[link].held, links[link].top = 0.0, 0.0
         if links[link].level < np.inf:
             doubt(heaps, totals, link, links[link].level)
     flows[slot].bottleneck = -2
 
 
 @compiled
-def _end(links, heaps, flows, path, places, queue, totals, link: int, tolerance: float) -> None:
-    """The flows that end now, among those whose bottleneck a link is.
+def end_on(links, notes, heaps, flows, path, places, agenda, gates, following, totals, link):
+    """Ends the flows that are done by now, among those whose bottleneck a link is.
 
-    They keep their share until the next sharing out, which is due before any of them could have
-    sent `tolerance` of its bytes once more.
+    They keep their share until rates are shared out anew. That is due before any of them could have
+    sent `tolerance` of its bytes once more, so the run is the exact one of flows that have up to
+    that much more to send; 0: at once.
     """
     now = totals[0].now
-    following = links[link].first
-    while following >= 0:
-        slot = following
-        following = flows[slot].next_own
-        if flows[slot].share <= 0:
-            continue
-        rate = flows[slot].share * flows[slot].weight
-        end = flows[slot].stamp + flows[slot].left / rate
-        if end <= now or (end - now) * rate < DONE * flows[slot].size:
-            totals[0].due = min(totals[0].due, now + tolerance * flows[slot].size / rate)
-            leave(links, heaps, flows, path, places, totals, slot)
-            _finish(queue, totals, slot)
+    slot = links[link].first
+    while slot >= 0:
+        after = flows[slot].next
+        share, load = flows[slot].share, flows[slot].load
+        left = flows[slot].left - share * (now - flows[slot].stamp)
+        if share > 0 and (now + left / share <= now or left < DONE * load):
+            totals[0].due = min(totals[0].due, now + totals[0].tolerance * load / share)
+            leave(links, notes, heaps, flows, path, places, totals, slot)
+            _finish(flows, agenda, gates, following, totals, slot)
+        slot = after
 
 
 @compiled
-def announce(queue, totals, time: float, slot: int) -> None:
-    """A flow (and those chained to it) will begin at a time."""
-    at = totals[0].coming
-    totals[0].coming += 1
-    number = totals[0].number
-    totals[0].number += 1
-    while at > 0:
-        parent = (at - 1) >> 1
-        if queue[parent].time < time or (queue[parent].time == time and queue[parent].number < number):
-            break
-        queue[at].time = queue[parent].time
-        queue[at].number = queue[parent].number
-        queue[at].slot = queue[parent].slot
-        at = parent
-    queue[at].time = time
-    queue[at].number = number
-    queue[at].slot = slot
+def set_capacity(links, heaps, totals, link, capacity):
+    """A link has another bandwidth from now on."""
+    links[link].capacity = capacity
+    totals[0].due = totals[0].now
+    if links[link].crossing > 0:
+        doubt(heaps, totals, link, 0.0)
 
 
 @compiled
-def _next_begin(queue, totals) -> int:
-    """Takes the first of the flows to begin off their heap."""
-    slot = queue[0].slot
-    length = totals[0].coming - 1
-    totals[0].coming = length
-    if length == 0:
-        return int(slot)
-    time, number, last = queue[length].time, queue[length].number, queue[length].slot
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= length:
-            break
-        right = child + 1
-        if right < length and (
-            queue[right].time < queue[child].time
-            or (queue[right].time == queue[child].time and queue[right].number < queue[child].number)
-        ):
-            child = right
-        if queue[child].time > time or (queue[child].time == time and queue[child].number > number):
-            break
-        queue[at].time = queue[child].time
-        queue[at].number = queue[child].number
-        queue[at].slot = queue[child].slot
-        at = child
-    queue[at].time = time
-    queue[at].number = number
-    queue[at].slot = last
-    return int(slot)
+def start(flows, path, agenda, totals, slots, size, weight, links, latency, now):
+    """Puts flows into slots; those of one latency, as far as they follow each other, begin together.
+
+    slots  int32[F]; size, weight, links, latency as in network.Flows
+    """
+    head = -1
+    for row in range(len(slots)):
+        slot = slots[row]
+        flows[slot].weight = weight[row]
+        flows[slot].load = size[row] / weight[row]
+        flows[slot].left = flows[slot].load
+        flows[slot].stamp = now
+        flows[slot].share = 0.0
+        flows[slot].bottleneck = -2
+        flows[slot].chain = -1
+        for hop in range(path.shape[1]):
+            path[slot, hop] = links[row, hop] if hop < links.shape[1] else -1
+        if row > 0 and latency[row] == latency[row - 1]:
+            flows[slots[row - 1]].chain = slot
+        else:
+            if row > 0:
+                announce(flows, agenda, totals, now + latency[row - 1], head)
+            head = slot
+    announce(flows, agenda, totals, now + latency[len(slots) - 1], head)
 
 
 @compiled
-def _begin_all(links, heaps, flows, path, places, queue, totals, time: float) -> None:
-    """All flows that begin at this very time."""
-    while totals[0].coming > 0 and queue[0].time == time:
-        slot = _next_begin(queue, totals)
-        while slot >= 0:
-            following = queue[slot].chain
-            _begin(links, heaps, flows, path, places, queue, totals, slot)
-            slot = following
-    totals[0].due = time
+def advance(links, notes, heaps, flows, path, places, work, agenda, gates, following, totals, until):
+    """Lets happen what is due by a time. Rates are shared out anew only when time has to move on.
 
-
-@compiled
-def advance(links, heaps, flows, path, places, work, queue, totals, until: float, tolerance: float) -> float:
-    """Lets happen what is due by a time. Rates are shared anew only when time has to move on.
-
-    tolerance  see `_end`; 0: exact
-    Returns    s: when something happens next, inf for never
+    until    s
+    Returns  s when something happens next, inf for never
     """
     while True:
-        begins = queue[0].time if totals[0].coming > 0 else np.inf
+        begins = agenda[0].time if totals[0].coming > 0 else np.inf
         ends = heaps[ENDS, heaps[ENDS, 0].entry].rank if totals[0].ending > 0 else np.inf
         time = min(begins, ends)
-        if totals[0].doubted + totals[0].marked > 0 and time > totals[0].due:
-            share_out(links, heaps, flows, path, places, work, totals)
+        if totals[0].doubted + totals[0].ends > 0 and time > totals[0].due:
+            share_out(links, notes, heaps, flows, path, places, work, totals)
             continue
         if time > until or time == np.inf:
             return time
         totals[0].now = max(time, totals[0].now)
         if begins <= ends:
-            _begin_all(links, heaps, flows, path, places, queue, totals, begins)
+            while totals[0].coming > 0 and agenda[0].time == begins:
+                slot = _next_coming(agenda, totals)
+                while slot >= 0:
+                    chained = flows[slot].chain
+                    _begin(links, heaps, flows, path, places, agenda, gates, following, totals, slot)
+                    slot = chained
+            totals[0].due = totals[0].now
         else:
             link = heaps[ENDS, 0].entry
-            _end(links, heaps, flows, path, places, queue, totals, link, tolerance)
-            if heaps[ENDS, link].rank <= time:
-                _look_up_end(links, heaps, flows, totals, link)
+            end_on(links, notes, heaps, flows, path, places, agenda, gates, following, totals, link)
+            if totals[0].due > totals[0].now or heaps[ENDS, link].rank <= time:
+                look_up_end(links, heaps, flows, totals, link)
+
+
+@compiled
+def stop(links, notes, heaps, flows, path, places, totals, slots, left):
+    """Takes flows that are not done off their links, or keeps them from beginning.
+
+    left  float64[F], set to the bytes that each has not sent
+    """
+    for row in range(len(slots)):
+        slot = slots[row]
+        if flows[slot].bottleneck == -2:
+            left[row] = flows[slot].load * flows[slot].weight
+            # It has nothing to send any more, and is done the moment it begins.
+            flows[slot].load = 0.0
+        else:
+            leave(links, notes, heaps, flows, path, places, totals, slot)
+            left[row] = flows[slot].left * flows[slot].weight
+    totals[0].due = totals[0].now
