@@ -419,6 +419,14 @@ def test_at_any_time_every_flow_has_a_full_link_on_which_none_is_faster(seed):
             )
 
 
+@pytest.mark.parametrize("model", [Fluid, PlainFluid])
+def test_who_comes_as_another_leaves_gets_the_same_share(model):
+    # A and B have 50 B/s each until 2 s; C and D come at that very moment and end at 4 s.
+    pair = flows([100, 100], [[0], [0]])
+    times = finish_times(model(np.array([100.0])), [(0.0, "first", pair), (2.0, "then", pair)])
+    assert [*times["first"], *times["then"]] == pytest.approx([2, 2, 4, 4])
+
+
 # Completions taken together
 
 

@@ -382,7 +382,9 @@ def share_out(links, notes, heaps, flows, path, places, work, totals):
         _remove(heaps, DOUBT, 0, totals[0].doubted)
         totals[0].doubted -= 1
         old = links[link].level
-        if level != old and (level == np.inf or old == np.inf or abs(level - old) > SAME * old):
+        differs = level != old and (level == np.inf or old == np.inf or abs(level - old) > SAME * old)
+        # Flows that have not been shared out need their share, be it the one that others had before.
+        if differs or links[link].fresh > 0:
             _grant(links, notes, heaps, flows, path, places, totals, link, level)
     for at in range(totals[0].ends):
         link = notes[at].ends
