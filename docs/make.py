@@ -85,6 +85,7 @@ PLACES = {
     "RailFatTree": '[topology] with family = "rail_fat_tree"',
     "FatTree": '[topology] with family = "fat_tree"',
     "Nvl72": '[topology] with family = "nvl72"',
+    "Dragonfly": '[topology] with family = "dragonfly"',
     "VertexByVertex": '[topology] with family = "explicit"',
     "Vertex": "[[topology.vertices]]",
     "Cable": "[[topology.cables]]",

@@ -16,7 +16,9 @@ from typing import TypeAlias
 from clustersim.errors import nearest
 from clustersim.spec.deployment import Deployment, Experts
 from clustersim.spec.documents import KeyPath
+from clustersim.spec.fabrics import Mismatch, links_per_pair, uplinks
 from clustersim.spec.hardware import (
+    Dragonfly,
     FatTree,
     Gpu,
     Nvl72,
@@ -60,6 +62,9 @@ def gpu_count(topology: TopologySpec) -> int:
             return topology.servers * topology.server.gpus
         case Nvl72():
             return topology.racks * topology.trays * topology.server.gpus
+        case Dragonfly():
+            servers = topology.groups * topology.routers * topology.servers_per_router
+            return servers * topology.server.gpus
         case VertexByVertex():
             return sum(vertex.kind == "gpu" for vertex in topology.vertices)
 
@@ -127,20 +132,35 @@ def check_topology(topology: TopologySpec) -> Findings:
         yield from _check_vertices(topology)
         return
     yield from _check_server(topology.server, ("topology", "server"))
-    if not isinstance(topology, SingleServer):
-        yield from _positive(topology, ("uplink_bandwidth",), ("topology",))
     if isinstance(topology, RailFatTree):
         yield from _check_pods(topology)
     if isinstance(topology, FatTree) and topology.servers % topology.servers_per_leaf:
         problem = does_not_divide(topology.servers_per_leaf, topology.servers, "servers")
         yield ("topology", "servers_per_leaf"), problem
+    yield from _check_fabric(topology)
+
+
+def _check_fabric(topology: TopologySpec) -> Findings:
+    """Links between switches carry something, and their numbers agree."""
+    rates = ("uplink_bandwidth", "local_bandwidth", "global_bandwidth")
+    given = [name for name in rates if getattr(topology, name, None) is not None]
+    yield from _positive(topology, given, ("topology",))
+    if any(getattr(topology, name) <= 0 for name in given):
+        return
+    try:
+        if isinstance(topology, Dragonfly):
+            links_per_pair(topology)
+        elif isinstance(topology, FatTree | RailFatTree | Nvl72):
+            uplinks(topology)
+    except Mismatch as error:
+        yield ("topology", error.key), error.problem
 
 
 def _check_pods(topology: RailFatTree) -> Findings:
     pod = topology.servers_per_pod or topology.servers
     if topology.servers % pod:
         yield ("topology", "servers_per_pod"), does_not_divide(pod, topology.servers, "servers")
-    elif pod < topology.servers and not topology.spines:
+    elif pod < topology.servers and not topology.spines and topology.oversubscription is None:
         pods = topology.servers // pod
         yield (
             ("topology", "spines"),
