@@ -102,6 +102,34 @@ def preview(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 @cli.command()
+@_SCENARIO
+@_SET
+@click.option(
+    "--svg", type=click.Path(path_type=Path, dir_okay=False), metavar="DRAWING",
+    help="Draw the machine into this file, too.",
+)  # fmt: skip
+@_JSON
+def topology(file: Path, overrides: tuple[str, ...], svg: Path | None, as_json: bool) -> None:
+    """Show and check the machine in FILE: a topology, or a scenario with one.
+
+    Parts, links by tier, bisection, oversubscription, how far GPUs are apart, what is wrong with it, and
+    on which single parts it depends. Exit status 2 where the file is wrong or some GPU cannot be reached.
+    """
+    from clustersim.report.topology import show_topology
+    from clustersim.report.topology_svg import topology_svg
+    from clustersim.study.topology import drawing, inspect, load_machine, save_drawing
+
+    machine = load_machine(file, overrides)
+    found = inspect(machine)
+    if svg is not None:
+        save_drawing(svg, topology_svg(found, drawing(machine)))
+    if as_json:
+        _print_json(found)
+    else:
+        _print_page(lambda console: show_topology(found, console))
+
+
+@cli.command()
 def schema() -> None:
     """Print the JSON Schema of scenario files, so that editors complete and check them."""
     from clustersim.study.preview import schema as scenario_schema
