@@ -8,7 +8,7 @@ sprayed, planes and the spines of a leaf. `parts` and `cables` say how many each
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, combinations
 from typing import Any, NamedTuple
 
@@ -100,10 +100,10 @@ class _Span(NamedTuple):
     """Equal parts with consecutive numbers, drawn as one: `3`, or `3-5`."""
 
     first: int
-    count: int = 1
+    number: int = 1
 
     def __str__(self) -> str:
-        return f"{self.first}-{self.first + self.count - 1}" if self.count > 1 else str(self.first)
+        return f"{self.first}-{self.first + self.number - 1}" if self.number > 1 else str(self.first)
 
 
 def _spans(number: int, pooled: bool) -> list[_Span]:
@@ -125,9 +125,7 @@ def _cards(server: Server) -> list[_Cards]:
     """The cards of a server: a flow is striped over those of a GPU, as NCCL's channels are."""
     gpus, nics = server.gpus, server.nics
     if nics < gpus:
-        return [
-            _Cards(_Span(c), [g for g in range(gpus) if g * nics // gpus == c]) for c in range(nics)
-        ]
+        return [_Cards(_Span(c), [g for g in range(gpus) if g * nics // gpus == c]) for c in range(nics)]
     first = [-(-g * nics // gpus) for g in range(gpus + 1)]
     return [_Cards(_Span(first[g], first[g + 1] - first[g]), [g]) for g in range(gpus)]
 
@@ -177,7 +175,7 @@ def _box_vertices(server: Server, box: int) -> Iterator[Vertex]:
     first = box * server.gpus
     yield from (Vertex(f"gpu{first + g}", "gpu", box) for g in range(server.gpus))
     for cards in _cards(server):
-        yield Vertex(f"server{box}/nic{cards.span}", "nic", box, parts=cards.span.count)
+        yield Vertex(f"server{box}/nic{cards.span}", "nic", box, parts=cards.span.number)
 
 
 def _planes(switch: Sequence[str]) -> Iterator[Vertex]:
@@ -201,11 +199,11 @@ def _card_cables(boxes: _Boxes, box: int) -> Iterator[Cable]:
     latency = server.nic_latency / 4
     for (span, gpus), _ in zip(_cards(server), boxes.ports[box], strict=True):
         for g in gpus:
-            bandwidth = span.count * server.pcie_bandwidth
-            yield Cable(f"gpu{first + g}", f"server{box}/nic{span}", bandwidth, latency, cables=span.count)
+            bandwidth = span.number * server.pcie_bandwidth
+            yield Cable(f"gpu{first + g}", f"server{box}/nic{span}", bandwidth, latency, cables=span.number)
     for (span, _), ports in zip(_cards(server), boxes.ports[box], strict=True):
-        bandwidth = span.count * server.nic_bandwidth / len(ports)
-        cables = span.count * boxes.ports_per_card // len(ports)
+        bandwidth = span.number * server.nic_bandwidth / len(ports)
+        cables = span.number * boxes.ports_per_card // len(ports)
         for switch in ports:
             yield Cable(f"server{box}/nic{span}", switch, bandwidth, latency, cables=cables)
 
@@ -262,11 +260,11 @@ def _leaf_spine(spec: LeafSpine, switch: Callable[[int], str]) -> Drawing:
     """
     server, everywhere = spec.server, range(boxes(spec))
     cards, railed = _cards(server), not isinstance(spec, FatTree)
-    rails = [_Rail(f"rail{c.span}/", c.span.count) for c in cards] if railed else [_Rail("", 1)]
+    rails = [_Rail(f"rail{c.span}/", c.span.number) for c in cards] if railed else [_Rail("", 1)]
     _check_leaf_spine(spec, len(everywhere))
     leaves = _leaves(spec, rails)
     per_leaf, planes = boxes_per_leaf(spec), len(leaves)
-    drawing = _drawn(
+    return _drawn(
         _Boxes(
             server=server,
             switch=[switch(box) for box in everywhere],
@@ -283,7 +281,6 @@ def _leaf_spine(spec: LeafSpine, switch: Callable[[int], str]) -> Drawing:
         between=_uplinks(spec, leaves),
         rail=[c.span.first for c in cards for _ in c.gpus] if railed else (),
     )
-    return drawing
 
 
 #: Leaves by plane, pod and rail, each with the spines above it.
@@ -295,10 +292,10 @@ def _leaves(spec: LeafSpine, rails: Sequence[_Rail]) -> _Leaves:
     planes, spines = _spans(spec.planes, sprayed), _spans(uplinks(spec).spines, sprayed)
 
     def leaf(plane: _Span, pod: int, rail: _Rail) -> tuple[Vertex, Sequence[Vertex]]:
-        parts = plane.count * rail.parts
+        parts = plane.number * rail.parts
         before = f"plane{plane}/" if spec.planes > 1 else ""
         name = f"pod{pod}/{rail.name}leaf" if rail.name else f"leaf{pod}"
-        above = [Vertex(f"{before}{rail.name}spine{s}", "spine", parts=parts * s.count) for s in spines]
+        above = [Vertex(f"{before}{rail.name}spine{s}", "spine", parts=parts * s.number) for s in spines]
         return Vertex(f"{before}{name}", "leaf", parts=parts), above
 
     pods = range(boxes(spec) // boxes_per_leaf(spec))
@@ -376,14 +373,10 @@ def _global_links(spec: Dragonfly, names: Sequence[Sequence[str]], per_pair: int
         ahead = [away for away in range(1, groups) if g < (g + away) % groups]
         for away in ahead:
             other = (g + away) % groups
-            ends = Counter(
-                (_router(spec, away, n), _router(spec, groups - away, n)) for n in range(per_pair)
-            )
+            ends = Counter((_router(spec, away, n), _router(spec, groups - away, n)) for n in range(per_pair))
             for (here, there), links in ends.items():
                 bandwidth = links * spec.global_bandwidth
-                yield Cable(
-                    names[g][here], names[other][there], bandwidth, spec.global_latency, cables=links
-                )
+                yield Cable(names[g][here], names[other][there], bandwidth, spec.global_latency, cables=links)
 
 
 def _router(spec: Dragonfly, away: int, nth: int) -> int:

@@ -95,7 +95,7 @@ def bisection(topology: Topology) -> Bisection:
     """Maximum flow between the halves of the GPUs in rank order, that is, server by server.
 
     It is not the least over all halvings, which would be too hard to find; servers are numbered in the
-    order in which they are joined, so that this cut goes through as few servers, leaves and groups as one can.
+    order in which they are joined, so that this cut goes through as few leaves and groups as one can.
     """
     gpus = len(topology.gpus)
     half = np.arange(gpus) < gpus // 2
@@ -112,9 +112,7 @@ def cut(topology: Topology, half: NDArray[np.bool_]) -> float:
     side = {name: "first" if here else "second" for name, here in zip(topology.gpus, half, strict=True)}
     links = topology.links
     capacity: dict[tuple[str, str], int] = defaultdict(int)
-    for source, target, bandwidth in zip(
-        links.source, links.target, links.bandwidth.tolist(), strict=True
-    ):
+    for source, target, bandwidth in zip(links.source, links.target, links.bandwidth.tolist(), strict=True):
         a, b = side.get(source, source), side.get(target, target)
         # What flows back to senders, or on from receivers, adds nothing.
         if a != b and b != "first" and a != "second":
@@ -235,9 +233,7 @@ def _pairs(gpus: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 _RELATIONS = ("same domain", "same rail", "other")
 
 
-def _relation(
-    topology: Topology, source: NDArray[np.int64], target: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _relation(topology: Topology, source: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.int64]:
     domain, rail = topology.domain, topology.rail
     on_rail = (rail[source] == rail[target]) & (rail[source] >= 0)
     return np.where(domain[source] == domain[target], 0, np.where(on_rail, 1, 2))

@@ -36,15 +36,17 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """All links between two boxes of the drawing, one way.
+    """All links of a tier between two boxes of the drawing, one way.
 
     source, target  node numbers; equal ones join boxes drawn as one
+    tier            as in plan.topology.Links
     cables          how many
     bandwidth       of all together, bytes/s
     """
 
     source: int
     target: int
+    tier: str
     cables: int
     bandwidth: float
 
@@ -88,19 +90,19 @@ def _quotient(topology: Topology, place: Mapping[str, str], detail: str) -> Sket
     """
     number = {where: n for n, where in enumerate(dict.fromkeys(place.values()))}
     nodes = _nodes(topology, place, list(number), detail)
-    cables: Counter[tuple[int, int]] = Counter()
-    bandwidth: dict[tuple[int, int], float] = defaultdict(float)
-    links = topology.links
-    for source, target, width, times in zip(
-        links.source, links.target, links.bandwidth.tolist(), links.cables.tolist(), strict=True
+    cables: Counter[tuple[int, int, str]] = Counter()
+    bandwidth: dict[tuple[int, int, str], float] = defaultdict(float)
+    links, vertices = topology.links, topology.graph.nodes
+    for source, target, tier, width, times in zip(
+        links.source, links.target, links.tier, links.bandwidth.tolist(), links.cables.tolist(), strict=True
     ):
-        if _box(source, topology.graph.nodes[source]) == _box(target, topology.graph.nodes[target]):
-            if detail != "parts":
-                continue  # within a server that is drawn as a box
-        ends = number[place[source]], number[place[target]]
+        within = _box(source, vertices[source]) == _box(target, vertices[target])
+        if within and detail != "parts":
+            continue  # a link inside of a server that is drawn as one box
+        ends = number[place[source]], number[place[target]], tier
         cables[ends] += times
         bandwidth[ends] += width
-    bundles = tuple(Bundle(a, b, cables[a, b], bandwidth[a, b]) for a, b in cables)
+    bundles = tuple(Bundle(*ends, cables[ends], bandwidth[ends]) for ends in cables)
     return Sketch(detail, nodes, bundles)
 
 

@@ -86,7 +86,8 @@ def summary(topology: Topology) -> dict[str, Any]:
     """Counts for people and for the summary of a run.
 
     Returns  servers; vertices by kind; links and their bandwidth (bytes/s, all directed links added up) by
-             tier, what is drawn as one counted as all it stands for; longest_path: links between the GPUs furthest apart, as seen from a sample of GPUs
+             tier, what is drawn as one counted as all it stands for; longest_path: links between the GPUs
+             furthest apart, as seen from a sample of GPUs
     """
     links = topology.links
     bandwidth: dict[str, float] = dict.fromkeys(links.tier, 0.0)
@@ -108,8 +109,16 @@ def summary(topology: Topology) -> dict[str, Any]:
 
 def _longest_path(topology: Topology) -> int:
     step = -(-len(topology.gpus) // _LOOKOUTS)
-    fields = (nx.single_source_shortest_path_length(topology.graph, gpu) for gpu in topology.gpus[::step])
+    fields = (_lengths(topology, gpu) for gpu in topology.gpus[::step])
     return int(max(field[gpu] for field in fields for gpu in topology.gpus))
+
+
+def _lengths(topology: Topology, source: str) -> dict[str, int]:
+    """Vertex → links on the way there; global links are avoided by their weight."""
+    if "group-group" in topology.links.tier:
+        found = nx.single_source_dijkstra_path(topology.graph, source)
+        return {vertex: len(path) - 1 for vertex, path in found.items()}
+    return dict(nx.single_source_shortest_path_length(topology.graph, source))
 
 
 # ---- the drawing becomes a graph ----------------------------------------------------------------

@@ -33,7 +33,7 @@ _FILL = {
 }
 #: Pixels. A letter of the font is about 0.6 of its size wide.
 _LETTER, _LINE, _PAD, _GAP = 7.0, 15.0, 7.0, 14.0
-_TIER_GAP, _MARGIN, _LEFT, _HEAD = 90.0, 20.0, 110.0, 64.0
+_TIER_GAP, _MARGIN, _LEFT, _HEAD = 90.0, 20.0, 110.0, 76.0
 #: Copies seen behind a box that stands for several, and how far each is shifted.
 _COPIES, _SHIFT = 2, 5.0
 _BOLD = ' font-weight="bold"'
@@ -68,15 +68,12 @@ def topology_svg(found: Mapping[str, Any], drawing: Mapping[str, Any]) -> str:
     drawing  what `study.topology.drawing` gives
     """
     nodes, detail = drawing["nodes"], drawing["detail"]
-    labels = [_labels(node, detail) for node in nodes]
-    spots, frames, width, height = _placed(nodes, labels)
     pairs = _joined(drawing["bundles"])
+    labels = [[*_labels(node, detail), *_among(pairs.get((n, n), {}))] for n, node in enumerate(nodes)]
+    spots, frames, width, height = _placed(nodes, labels)
     width = max(width, _LEFT + len(said_machine(found)) * _LETTER)
     lines = [_line(nodes, spots, *ends, told, detail) for ends, told in pairs.items() if ends[0] != ends[1]]
-    boxes = [
-        _node(node, label, spot, _own(pairs.get((n, n))))
-        for n, (node, label, spot) in enumerate(zip(nodes, labels, spots, strict=True))
-    ]
+    boxes = [_node(node, label, spot) for node, label, spot in zip(nodes, labels, spots, strict=True)]
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
@@ -106,57 +103,65 @@ def _about(found: Mapping[str, Any], detail: str) -> str:
     return f"{said_machine(found)}. {said_counts(found['vertices'])}. {shown}"
 
 
+def _count(node: Mapping[str, Any]) -> int:
+    """How many parts of the machine a box stands for."""
+    return int(node["count"] * node["parts"].get(node["kind"], 1))
+
+
 # ---- labels -------------------------------------------------------------------------------------
 
 
 def _labels(node: Mapping[str, Any], detail: str) -> list[str]:
     """Lines of text in a box."""
-    count, kind = node["count"], node["kind"]
-    if detail == "kinds" and count > 1:
+    count, kind = _count(node), node["kind"]
+    if detail == "kinds":
         name = f"{count:,} {said_kind(kind, count)}"
-    elif detail == "kinds":
-        name = said_kind(kind)
     elif kind == "nvswitch" and detail == "parts":
         name = said_kind(kind)
     else:
         name = printable(node["name"])
         name = name.rpartition("/")[2] if node["server"] >= 0 and kind != "server" else name
-    own = node["parts"].get(kind, 1)
     if kind != "server":
-        return [f"{name} ({own} as one)" if own > 1 else name]
+        return [name]
     inside = [f"{number} {said_kind(part, number)}" for part, number in node["parts"].items()]
     return [name, *(f"{line} each" if detail == "kinds" and count > 1 else line for line in inside)]
 
 
-def _own(told: tuple[int, float] | None) -> str:
+#: Cables and bytes/s of all of them together, in the wider direction.
+_Told = tuple[int, float]
+#: Two nodes → what joins them, by tier; duplex links are drawn once.
+_Pairs = Mapping[tuple[int, int], Mapping[str, _Told]]
+
+#: Tiers whose two ends may be drawn as one box.
+_AMONG = {"router-router": "within groups", "group-group": "between groups"}
+
+
+def _among(told: Mapping[str, _Told]) -> list[str]:
     """What joins boxes that are drawn as one."""
-    if told is None:
-        return ""
-    return f"among them {told[0]:,} x {quantity(told[1] / told[0], 'bandwidth')}"
+    return [f"{_AMONG.get(tier, 'among them')} {_said_bundle({tier: one})}" for tier, one in told.items()]
 
 
-def _joined(bundles: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], tuple[int, float]]:
-    """Two nodes → cables and bytes/s of the wider direction; duplex links are drawn once."""
-    found: dict[tuple[int, int], tuple[int, float]] = {}
+def _joined(bundles: Sequence[Mapping[str, Any]]) -> _Pairs:
+    found: dict[tuple[int, int], dict[str, _Told]] = defaultdict(dict)
     for bundle in bundles:
         a, b = sorted((bundle["source"], bundle["target"]))
+        tier = "-".join(sorted(bundle["tier"].split("-")))
         cables, bandwidth = bundle["cables"], bundle["bandwidth"]
         if a == b:  # Both directions were counted.
             cables, bandwidth = max(1, cables // 2), bandwidth / 2
-        if bandwidth > found.get((a, b), (0, 0.0))[1]:
-            found[a, b] = cables, bandwidth
+        if bandwidth > found[a, b].get(tier, (0, 0.0))[1]:
+            found[a, b][tier] = cables, bandwidth
     return found
 
 
-def _said_bundle(told: tuple[int, float]) -> str:
-    cables, bandwidth = told
-    each = quantity(bandwidth / cables, "bandwidth")
-    return each if cables == 1 else f"{cables:,} x {each}"
+def _said_bundle(told: Mapping[str, _Told]) -> str:
+    return " and ".join(
+        f"{f'{cables:,} x ' if cables > 1 else ''}{quantity(bandwidth / cables, 'bandwidth')}"
+        for cables, bandwidth in told.values()
+    )
 
 
-def _worth_a_label(
-    pairs: Mapping[tuple[int, int], tuple[int, float]], detail: str
-) -> Iterator[tuple[tuple[int, int], tuple[int, float]]]:
+def _worth_a_label(pairs: _Pairs, detail: str) -> Iterator[tuple[tuple[int, int], Mapping[str, _Told]]]:
     if detail == "kinds":
         yield from ((ends, told) for ends, told in pairs.items() if ends[0] != ends[1])
 
@@ -182,12 +187,12 @@ def _placed(
     widths = [[_block_width(nodes, sizes, block) for block in blocks] for blocks in rows]
     whole = max((sum(row) + _GAP * len(row) for row in widths if row), default=0.0)
     top = _HEAD
-    for blocks, row in zip(rows, widths, strict=True):
-        if not blocks:
+    for tier, row in zip(rows, widths, strict=True):
+        if not tier:
             continue
         gap = (whole - sum(row)) / len(row)  # spread over the whole width, half a gap at each end
         left, lowest = _LEFT + gap / 2, top
-        for block, width in zip(blocks, row, strict=True):
+        for block, width in zip(tier, row, strict=True):
             bottom = _put_block(nodes, sizes, block, _Spot(left, top, width, 0), spots, frames)
             lowest, left = max(lowest, bottom), left + width + gap
         top = lowest + _TIER_GAP
@@ -196,10 +201,9 @@ def _placed(
 
 def _size(node: Mapping[str, Any], label: Sequence[str]) -> tuple[float, float]:
     wide = max(len(line) for line in label)
-    lines = len(label)
-    if node["count"] > 1:  # Room for a line on what joins them, and for the copies behind.
-        wide, lines = max(wide, 26), lines + 1
-    return wide * _LETTER + 2 * _PAD, lines * _LINE + _PAD
+    # What stands for many is drawn wide, so that the labels of its links find room.
+    least = 18 if node["count"] > 1 else 0
+    return max(wide, least) * _LETTER + 2 * _PAD, len(label) * _LINE + _PAD
 
 
 def _aligned(
@@ -263,28 +267,23 @@ def _text(text: str) -> str:
     return escape(printable(text))
 
 
-def _node(node: Mapping[str, Any], label: Sequence[str], spot: _Spot, own: str) -> str:
+def _node(node: Mapping[str, Any], label: Sequence[str], spot: _Spot) -> str:
     fill, (x, y, w, h) = _FILL[node["kind"]], spot
-    said = ", ".join(filter(None, [*label, own]))
+    said = ", ".join(label)
     title = said if node["count"] > 1 else f"{printable(node['name'])}: {said}"
-    lines = [*label, *([own] if own else [])]
-    copies = range(_COPIES if node["count"] > 1 else 0, -1, -1)
-    return "".join(
-        [
-            f"<g><title>{escape(title)}</title>",
-            *(
-                f'<rect x="{x + k * _SHIFT:.1f}" y="{y - k * _SHIFT:.1f}" width="{w:.1f}" height="{h:.1f}" '
-                f'rx="4" fill="{fill}" stroke="#555"/>'
-                for k in copies
-            ),
-            *(
-                f'<text x="{spot.middle:.1f}" y="{y + _LINE * (k + 1):.1f}" text-anchor="middle"'
-                f"{_BOLD if k == 0 and len(lines) > 1 else ""}>{_text(line)}</text>"
-                for k, line in enumerate(lines)
-            ),
-            "</g>",
-        ]
+    rects = (
+        f'<rect x="{x + k * _SHIFT:.1f}" y="{y - k * _SHIFT:.1f}" width="{w:.1f}" height="{h:.1f}" '
+        f'rx="4" fill="{fill}" stroke="#555"/>'
+        for k in range(_COPIES if node["count"] > 1 else 0, -1, -1)
     )
+    texts = (
+        f'<text x="{spot.middle:.1f}" y="{y + _LINE * (k + 1):.1f}" text-anchor="middle"{weight}>'
+        f"{_text(line)}</text>"
+        for k, (line, weight) in enumerate(
+            zip(label, [_BOLD if len(label) > 1 else "", *[""] * (len(label) - 1)], strict=True)
+        )
+    )
+    return "".join([f"<g><title>{escape(title)}</title>", *rects, *texts, "</g>"])
 
 
 def _framed(frame: _Frame) -> str:
@@ -303,14 +302,14 @@ def _line(
     spots: Sequence[_Spot],
     a: int,
     b: int,
-    told: tuple[int, float],
+    told: Mapping[str, _Told],
     detail: str,
 ) -> str:
     """From the lower edge of the upper box to the upper edge of the lower one; in one row, a bow below."""
     upper, lower = sorted((spots[a], spots[b]), key=lambda spot: spot.y)
     names = (f"{printable(nodes[n]['name'])}" for n in (a, b))
     if detail == "kinds":
-        names = (said_kind(nodes[n]["kind"], nodes[n]["count"]) for n in (a, b))
+        names = (said_kind(nodes[n]["kind"], _count(nodes[n])) for n in (a, b))
     title = f"{' - '.join(names)}: {_said_bundle(told)} each way"
     start, end = (upper.middle, upper.y + upper.h), (lower.middle, lower.y)
     way = f"M{start[0]:.1f} {start[1]:.1f} L{end[0]:.1f} {end[1]:.1f}"
@@ -328,16 +327,17 @@ def _line(
 
 
 def _labelled(
-    nodes: Sequence[Mapping[str, Any]], spots: Sequence[_Spot], a: int, b: int, told: tuple[int, float]
+    nodes: Sequence[Mapping[str, Any]], spots: Sequence[_Spot], a: int, b: int, told: Mapping[str, _Told]
 ) -> str:
     """How many links, and of what bandwidth, beside the middle of a line."""
     upper, lower = sorted((spots[a], spots[b]), key=lambda spot: spot.y)
     x = (upper.middle + lower.middle) / 2 + 8
     y = (upper.y + upper.h + lower.y) / 2
+    cables = sum(number for number, _ in told.values())
     per = [
-        f"{told[0] // nodes[n]['count']:,} per {said_kind(nodes[n]['kind'])}"
+        f"{cables // _count(nodes[n]):,} per {said_kind(nodes[n]['kind'])}"
         for n in (a, b)
-        if nodes[n]["count"] > 1 and told[0] % nodes[n]["count"] == 0
+        if _count(nodes[n]) > 1 and cables % _count(nodes[n]) == 0
     ]
     return (
         f'<text x="{x:.1f}" y="{y:.1f}">{escape(_said_bundle(told))}</text>'
@@ -352,8 +352,7 @@ def _tier_names(nodes: Sequence[Mapping[str, Any]], spots: Sequence[_Spot]) -> I
         tops = [
             spot.y
             for node, spot in zip(nodes, spots, strict=True)
-            if node["kind"] in kinds
-            or (inside and node["server"] >= 0)
+            if node["kind"] in kinds or (inside and node["server"] >= 0)
             if not (not inside and node["kind"] == "nvswitch" and node["server"] >= 0)
         ]
         kinds_there = {node["kind"] for node in nodes}

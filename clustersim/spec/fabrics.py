@@ -69,7 +69,9 @@ def uplinks(spec: LeafSpine) -> Uplinks:
     if over is None:
         return _plain(spec)
     if not spines and boxes_per_leaf(spec) >= boxes(spec):
-        raise Mismatch("oversubscription", "all servers share their leaves; there are no uplinks it could be about")
+        raise Mismatch(
+            "oversubscription", "all servers share their leaves; there are no uplinks it could be about"
+        )
     down = downlink_bandwidth(spec)
     if spines and bandwidth is None:
         return Uplinks(spines, down / (over * spines))
@@ -110,15 +112,17 @@ def _counted(spec: LeafSpine, up: float) -> Uplinks:
     bandwidth = spec.uplink_bandwidth
     if bandwidth is None:
         if isinstance(spec, FatTree):
-            raise Mismatch("spines", "missing key; oversubscription needs spines or uplink_bandwidth beside it")
+            raise Mismatch(
+                "spines", "missing key; oversubscription needs spines or uplink_bandwidth beside it"
+            )
         bandwidth = UPLINK_BANDWIDTH
     spines = round(up / bandwidth) if bandwidth else 0
     if spines < 1 or abs(spines * bandwidth / up - 1) > _ROUNDING:
         near = downlink_bandwidth(spec) / (max(spines, 1) * bandwidth) if bandwidth else 0.0
         raise Mismatch(
             "oversubscription",
-            f"{spec.oversubscription:g} leaves {show(up, 'bandwidth')} upwards from a leaf, which is no whole "
-            f"number of uplinks at {show(bandwidth, 'bandwidth')}; {near:.4g} is, or give spines",
+            f"{spec.oversubscription:g} leaves {show(up, 'bandwidth')} upwards from a leaf, which is no "
+            f"whole number of uplinks at {show(bandwidth, 'bandwidth')}; {near:.4g} is, or give spines",
         )
     return Uplinks(spines, bandwidth)
 

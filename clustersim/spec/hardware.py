@@ -11,7 +11,7 @@ from clustersim.spec.quantities import Bandwidth, Count, FlopRate, Size, Time, V
 #: What ib_write_lat of 8 bytes gains from within a network block to across blocks, s: 5.11 us - 2.795 us.
 #: Source: OCI GB300 guide, medians of 8 HCAs.
 UPLINK_LATENCY = 2.315e-6
-#: An assumption where a file says nothing: leaves are joined to spines at the rate of 400 Gb/s cards, bytes/s.
+#: An assumption where a file says nothing: uplinks have the rate of 400 Gb/s cards, bytes/s.
 UPLINK_BANDWIDTH = 5e10
 
 
@@ -209,7 +209,7 @@ class Dragonfly(Value):
     """Groups of routers, every router joined to all of its group, every group to every other.
 
     Global link k of a group (router k // global_links) leads to the group k mod (groups - 1) + 1
-    further on: the circulant arrangement. Several global links between one pair of groups share flows by hash.
+    further on: the circulant arrangement. Of several equal ways a flow takes one, by a hash.
 
     server              each box; all its cards hang on one router
     groups              in all

@@ -107,7 +107,7 @@ def _bisection(topology: Topology) -> dict[str, Any]:
 
 
 def _checks(topology: Topology) -> list[dict[str, Any]]:
-    """What was looked at, whether it is as it should be (None: it is for the reader to say), and what was found."""
+    """What was looked at, whether it is good (None: that is for the reader to say), and what was found."""
     weak = inspection.weak_points(topology)
     cutting = ", ".join(f"{kind} {number}" for kind, number in weak.cutting.items())
     return [
