@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 import pytest
 from pytest import approx
-from test_topology import GPU, SPECS, dragonfly, explicit, fat_tree, over_specs, rails, server
+from test_topology import GPU, SPECS, dragonfly, explicit, fat_tree, over_specs, racks, rails, server
 
 from clustersim.plan.paths import Paths, PathTable
 from clustersim.plan.topology import FAMILIES, Topology, build
@@ -365,6 +365,26 @@ def test_who_is_reached_can_answer(spec: TopologySpec):
     apart = source != target
     assert ((there.links >= 0).sum(axis=1)[apart] > 0).all()
     assert ((back.links >= 0).sum(axis=1)[apart] > 0).all()
+
+
+HASHED = {
+    "planes": (fat_tree(server(4, 4), 24, 3, 4, planes=2), ("nic-leaf", "leaf-spine", "spine-leaf")),
+    "rails": (rails(server(4, 4), 32, servers_per_pod=4, spines=4), ("leaf-spine", "spine-leaf")),
+    "racks": (racks(server(4, 4), racks=8, trays=4, spines=4), ("leaf-spine", "spine-leaf")),
+    "dragonfly": (dragonfly(server(2, 2), 5, 4, 4, servers_per_router=3), ("group-group",)),
+}
+
+
+@pytest.mark.parametrize(("spec", "tiers"), HASHED.values(), ids=HASHED.keys())
+def test_equal_ways_are_taken_equally_often_within_chance(spec: TopologySpec, tiers: tuple[str, ...]):
+    topology = build(spec)
+    links = Paths(topology).between(*all_pairs(topology)).links
+    used = np.bincount(links[links >= 0], minlength=len(topology.links.tier))
+    for tier in tiers:
+        mine = np.array([t == tier for t in topology.links.tier])
+        load = used[mine] / topology.links.cables[mine]
+        # Each flow takes a link or not, independently: the variance is at most the mean. Five deviations.
+        assert np.abs(load - load.mean()).max() < 5 * np.sqrt(load.mean())
 
 
 # ---- spraying ------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def cut(topology: Topology, half: NDArray[np.bool_]) -> float:
         # What flows back to senders, or on from receivers, adds nothing.
         if a != b and b != "first" and a != "second":
             capacity[a, b] += max(1, round(bandwidth * _FINE))
-    graph = _shortened(capacity)
+    graph = _merged(_shortened(capacity))
     if "first" not in graph or "second" not in graph:
         return 0.0
     flow = nx.maximum_flow_value(graph, "first", "second", flow_func=nx.algorithms.flow.dinitz)
@@ -146,6 +146,29 @@ def _shortened(capacity: dict[tuple[str, str], int]) -> nx.DiGraph:
             graph.add_edge(a, b, capacity=old + through)
         graph.remove_node(vertex)
     return graph
+
+
+def _merged(graph: nx.DiGraph) -> nx.DiGraph:
+    """The network with twins made one: switches joined to the same others by the same capacities.
+
+    Whatever flows through the one can be shared evenly among the twins, so the maximum flow is the same.
+    """
+    while True:
+        twins: dict[object, list[str]] = defaultdict(list)
+        for vertex in graph:
+            out = frozenset((b, edge["capacity"]) for b, edge in graph[vertex].items())
+            into = frozenset((a, edge["capacity"]) for a, edge in graph.pred[vertex].items())
+            # A vertex that nothing leads to is no twin of the half that sends.
+            twins[(out, into, vertex if vertex in ("first", "second") else "")].append(vertex)
+        first = {vertex: alike[0] for alike in twins.values() for vertex in alike}
+        if len(twins) == len(graph):
+            return graph
+        merged = nx.DiGraph()
+        for a, b, capacity in graph.edges(data="capacity"):
+            ends = first[a], first[b]
+            old = merged.edges[ends]["capacity"] if merged.has_edge(*ends) else 0
+            merged.add_edge(*ends, capacity=old + capacity)
+        graph = merged
 
 
 def tapers(topology: Topology) -> list[Taper]:

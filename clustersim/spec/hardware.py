@@ -276,6 +276,9 @@ class Cable(Value):
 class VertexByVertex(Value):
     """A topology given vertex by vertex; all GPUs are of one kind.
 
+    Where a GPU has several cards, or a switch several equal ways, a flow takes one by a hash. To have it
+    use all of them, write them as one with their bandwidths together, as the families do.
+
     gpu       every accelerator in it
     vertices  GPUs, switches and cards; GPUs are ranked in this order
     cables    what joins them
