@@ -111,6 +111,18 @@ def test_no_side_for_the_switches_cuts_less_than_the_bisection(spec: TopologySpe
         assert crossing >= found.forward * (1 - 1e-12)
 
 
+def test_a_switch_that_nothing_leads_to_adds_nothing_to_a_cut() -> None:
+    # From a to b: 1 GB/s each over x and y, which could pass on 3 GB/s; the ghost sends there, too.
+    machine = explicit(
+        {"a": "gpu", "b": "gpu", "x": "leaf", "y": "leaf", "ghost": "leaf"},
+        *(("a", ">x"), ("a", ">y"), ("ghost", ">x"), ("ghost", ">y"), ("b", ">a")),
+    )
+    wide = explicit({"b": "gpu", "x": "leaf", "y": "leaf"}, ("x", ">b"), ("y", ">b"), bandwidth="3 GB/s")
+    topology = build(machine.model_copy(update={"cables": machine.cables + wide.cables}))
+    found = bisection(topology)
+    assert (found.forward, found.back) == (2e9, 1e9)
+
+
 BISECTIONS: dict[str, tuple[TopologySpec, float]] = {
     # Four GPUs on each side of the NVSwitch at 450 GB/s.
     "NVLink alone": (SPECS["single server"], 4 * 450e9),
