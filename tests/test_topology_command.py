@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from itertools import combinations
@@ -13,6 +14,7 @@ import networkx as nx
 import numpy as np
 import pytest
 from pytest import approx
+from rich.console import Console
 from test_topology import SPECS, dragonfly, explicit, fat_tree, over_specs, racks, rails, server
 
 from clustersim.cli import _status
@@ -20,6 +22,7 @@ from clustersim.plan.inspection import bisection, cut, tapers, ways, weak_points
 from clustersim.plan.paths import Paths
 from clustersim.plan.sketch import sketch
 from clustersim.plan.topology import Topology, build, summary
+from clustersim.report.topology import show_topology
 from clustersim.report.topology_svg import topology_svg
 from clustersim.spec.hardware import TopologySpec
 from clustersim.study.topology import Machine, drawing, inspect
@@ -407,6 +410,15 @@ class Call:
 def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     monkeypatch.chdir(tmp_path)
     return Call(capsys)
+
+
+@over_specs
+def test_a_page_of_any_machine_says_how_it_is_cut_and_what_was_checked(spec: TopologySpec) -> None:
+    console = Console(file=io.StringIO(), width=100, highlight=False)
+    show_topology(inspect(Machine("it.toml", spec, build(spec))), console)
+    page = console.file.getvalue()  # type: ignore[attr-defined]
+    assert page.startswith("it.toml\n") and f"family {spec.family}" in page
+    assert "per GPU: the maximum flow" in " ".join(page.split()) and "connected: every GPU" in page
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

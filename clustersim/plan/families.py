@@ -133,9 +133,9 @@ def _cards(server: Server) -> list[_Cards]:
 class _Boxes(NamedTuple):
     """Servers of one kind and what their cards hang on.
 
-    switch  name of the NVLink plane of each box
-    ports   for each box and each of its `_cards`: the switches that these are joined to, one port each
-    ports_per_card  that a card has; a drawn port stands for an equal part of them
+    switch          name of the NVLink plane of each box
+    ports           for each box and each of its `_cards`: the switches that these have a port in
+    ports_per_card  how many there are; a drawn one stands for an equal part of them
     """
 
     server: Server
@@ -197,7 +197,7 @@ def _card_cables(boxes: _Boxes, box: int) -> Iterator[Cable]:
     """GPU to card and card to switch; a quarter of GPU to switch to GPU on each."""
     server, first = boxes.server, box * boxes.server.gpus
     latency = server.nic_latency / 4
-    for (span, gpus), _ in zip(_cards(server), boxes.ports[box], strict=True):
+    for span, gpus in _cards(server):
         for g in gpus:
             bandwidth = span.number * server.pcie_bandwidth
             yield Cable(f"gpu{first + g}", f"server{box}/nic{span}", bandwidth, latency, cables=span.number)
@@ -258,23 +258,21 @@ def _leaf_spine(spec: LeafSpine, switch: Callable[[int], str]) -> Drawing:
 
     switch  box → name of its NVLink plane
     """
+    _check_leaf_spine(spec, boxes(spec))
     server, everywhere = spec.server, range(boxes(spec))
     cards, railed = _cards(server), not isinstance(spec, FatTree)
     rails = [_Rail(f"rail{c.span}/", c.span.number) for c in cards] if railed else [_Rail("", 1)]
-    _check_leaf_spine(spec, len(everywhere))
     leaves = _leaves(spec, rails)
-    per_leaf, planes = boxes_per_leaf(spec), len(leaves)
+    # Without rails there is one leaf of a pod and plane, and all cards hang on it.
+    rail_of = range(len(cards)) if railed else [0] * len(cards)
+    pods = [
+        [[plane[pod][rail][0].name for plane in leaves] for rail in rail_of] for pod in range(len(leaves[0]))
+    ]
     return _drawn(
         _Boxes(
             server=server,
             switch=[switch(box) for box in everywhere],
-            ports=[
-                [
-                    [leaves[plane][box // per_leaf][c if railed else 0][0].name for plane in range(planes)]
-                    for c in range(len(cards))
-                ]
-                for box in everywhere
-            ],
+            ports=[pods[box // boxes_per_leaf(spec)] for box in everywhere],
             ports_per_card=spec.planes,
         ),
         switches=_switches(leaves),
