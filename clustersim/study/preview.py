@@ -132,7 +132,8 @@ def _step(scenario: Scenario, layout: Layout, routes: Routes, passes: Sequence[P
 
 def _graph(scenario: Scenario, layout: Layout, one: Pass, number: int) -> StepGraph:
     batch = one.batch(scenario.deployment.data_parallel)
-    return lower(batch, gated(batch, scenario, layout, number), layout)
+    counts, distinct = gated(batch, scenario, layout, number)
+    return lower(batch, counts, layout, distinct)
 
 
 def _work(graph: StepGraph, routes: Routes) -> Work:
