@@ -37,7 +37,7 @@ from clustersim.errors import ScenarioError
 from clustersim.physics import exchanges
 from clustersim.physics.fidelity import NETWORKS
 from clustersim.plan import lowering
-from clustersim.plan.collectives import COLLECTIVES
+from clustersim.plan.collectives import AUTO, COLLECTIVES
 from clustersim.plan.experts import COPY_CHOICES
 from clustersim.plan.gating import GATINGS
 from clustersim.plan.layout import lay_out
@@ -140,9 +140,17 @@ def assert_requests_come_and_go(scenario: Scenario, trace: Trace) -> None:
 def assert_links_carry_what_flows_cross_them(scenario: Scenario, trace: Trace) -> None:
     flows, links = table(trace, "flows"), table(trace, "links")
     assert np.isfinite(flows["start"]).all() and (flows["start"] <= flows["end"]).all()
+    assert (flows["wire"] >= flows["bytes"]).all()
     path = lay_out(scenario).paths.between(flows["source"], flows["target"]).links
-    size = np.broadcast_to(flows["bytes"][:, None], path.shape)
+    size = np.broadcast_to(flows["wire"][:, None], path.shape)
     crossed = np.bincount(path[path >= 0], size[path >= 0], len(links["bytes"]))
+    # What ends or begins at a switch crosses one link of its GPU.
+    for via, end in (("up", "source"), ("down", "target")):
+        here = flows["via"] == via
+        at_switch = np.flatnonzero(links["tier"] == ("gpu-nvswitch" if via == "up" else "nvswitch-gpu"))
+        of_gpu = {links[end][link]: link for link in at_switch.tolist()}
+        names = lay_out(scenario).topology.gpus
+        np.add.at(crossed, [of_gpu[names[rank]] for rank in flows[end][here]], flows["wire"][here])
     assert crossed == approx(links["bytes"])
 
 
@@ -151,20 +159,21 @@ def assert_no_link_is_above_its_capacity(trace: Trace) -> None:
     assert (links["bytes"] <= links["offered"] * (1 + 1e-9)).all()
 
 
+#: machine, its GPUs, GPUs of a server
 MACHINES = {
-    "one": (lambda **k: single_server(1, **k), 1),
-    "two": (lambda **k: single_server(2, **k), 2),
-    "four": (lambda **k: single_server(4, **k), 4),
-    "rails": (lambda **k: rail_tree(2, 2, **k), 4),
-    "shared_card": (lambda **k: rail_tree(2, 2, nics=1, **k), 4),
-    "fat": (lambda **k: fat_tree(2, 4, nics=2, **k), 8),
+    "one": (lambda **k: single_server(1, **k), 1, 1),
+    "two": (lambda **k: single_server(2, **k), 2, 2),
+    "four": (lambda **k: single_server(4, **k), 4, 4),
+    "rails": (lambda **k: rail_tree(2, 2, **k), 4, 2),
+    "shared_card": (lambda **k: rail_tree(2, 2, nics=1, **k), 4, 2),
+    "fat": (lambda **k: fat_tree(2, 4, nics=2, **k), 8, 4),
 }
 
 
 @st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     """Small machines, whatever divides them, slow or fast wires, every named choice."""
-    machine, gpus = MACHINES[draw(st.sampled_from(list(MACHINES)))]
+    machine, gpus, box = MACHINES[draw(st.sampled_from(list(MACHINES)))]
     ways = [(tp, pp) for tp in (1, 2, 4) for pp in (1, 2) if gpus % (tp * pp) == 0]
     tp, pp = draw(st.sampled_from(ways))
     dp = gpus // tp // pp
@@ -173,9 +182,9 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     start = draw(
         st.sampled_from([s for s in SERVICE if s == "all_arrived" or (service, etp) == ("by_expert", 1)])
     )
-    algorithms = {
-        k: draw(st.sampled_from(list(COLLECTIVES[k]))) for k in COLLECTIVES if k != "point_to_point"
-    }
+    algorithms = {kind: draw(st.sampled_from([AUTO, *COLLECTIVES[kind]])) for kind in COLLECTIVES}
+    if tp > box and algorithms["all_reduce"] == "in_switch":
+        algorithms["all_reduce"] = "hierarchical"  # a TP group that spans servers
     experts = {"service": service, "start": start, "copy_choice": draw(st.sampled_from(list(COPY_CHOICES)))}
     if draw(st.booleans()):
         experts |= {"policy": "replicated", "per_gpu": 8}

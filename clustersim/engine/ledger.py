@@ -30,6 +30,7 @@ class Block:
     base             span of the first operator of the first rank; rank n's p-th has base + n * P + p
     start, met, end  float64[N, P] s
     after            int64[N, P] span that released each
+    awaited          int64[N, P] the rank that came last where a rank had to wait for others, else -1
     """
 
     batch: TokenBatch
@@ -39,6 +40,7 @@ class Block:
     met: np.ndarray
     end: np.ndarray
     after: np.ndarray
+    awaited: np.ndarray
 
     @property
     def program(self) -> Program:
@@ -54,11 +56,6 @@ class Block:
         """int64[N] the last span of every rank."""
         last: np.ndarray = self.base + np.arange(1, len(self.end) + 1) * self.end.shape[1] - 1
         return last
-
-    def rank_of(self, spans: np.ndarray) -> np.ndarray:
-        """The ranks that spans of this block ran on."""
-        ranks: np.ndarray = self.ranks[(spans - self.base) // self.end.shape[1]]
-        return ranks
 
 
 class Ledger:
@@ -125,7 +122,8 @@ class Ledger:
                 start[rank, p], met[rank, p] = free, began
                 if before >= 0:
                     after[rank, p] = self._spans + rank * end.shape[1] + before
-        block = Block(batch, stage, self._spans, start, met, end, after)
+        awaited = np.full(end.shape, -1)
+        block = Block(batch, stage, self._spans, start, met, end, after, awaited)
         for p, op in enumerate(program.compute):
             if op.exchange is not None:
                 _meet(block, p)
@@ -149,7 +147,7 @@ class Ledger:
             waited = block.met[:, p] - block.start[:, p]
             self._add(key, block.ranks, block.end[:, p] - block.met[:, p], waited)
             if op.exchange is not None:
-                self._blame(key, block.ranks, waited, block.rank_of(block.after[:, p]))
+                self._blame(key, block.ranks, waited, block.awaited[:, p])
             if op.queue is not None:
                 self._queues(block, p, op)
         if self._level != "sums":
@@ -347,7 +345,8 @@ def _meet(block: Block, p: int) -> None:
     met = np.maximum(began[members], began[last])
     met = np.where(met > block.end[:, p], block.start[:, p], met)
     others = np.flatnonzero(met > block.start[:, p])
-    place = meeting.routed.ranks[last[others]] - block.ranks[0]
+    block.awaited[others, p] = meeting.routed.ranks[last[others]]
+    place = block.awaited[others, p] - block.ranks[0]
     block.met[:, p] = met
     # A late comer's own predecessor stays: nobody it met was later.
     block.after[others, p] = block.after[place, p]

@@ -46,7 +46,7 @@ def deduplicated_all_to_all(group: Group, size: np.ndarray, distinct: np.ndarray
     Source    DeepEP's kernels for training and prefill
     """
     first = _to_the_rails(group, size, distinct)
-    if group.domains == 1:
+    if group.domains == 1 or group.domains == group.n:
         return [first]
     carrier, target = (ends.ravel() for ends in np.meshgrid(*2 * [np.arange(group.n)], indexing="ij"))
     near = (group.domain[carrier] == group.domain[target]) & (carrier != target)
