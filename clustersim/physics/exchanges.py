@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +65,7 @@ class RoutedExchange:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Alike:
+class Alike:
     """Groups of an exchange whose members sit alike: A of its G groups.
 
     rows     int64[A] which they are
@@ -92,15 +92,22 @@ class _Laid:
     latency: np.ndarray
 
 
-def route(exchange: Exchange, layout: Layout, launch: float, costs: object = None) -> RoutedExchange:
+def route(
+    exchange: Exchange,
+    layout: Layout,
+    launch: float,
+    costs: object = None,
+    kinds: Sequence[Alike] = (),
+) -> RoutedExchange:
     """Rounds of an exchange on the links of the topology.
 
     launch   time before the first byte of the first round may move, s
     costs    what the exchange costs beside its bytes, as physics.startup takes it
+    kinds    what `alike` says of its groups, where that is known already
     Raises   ClustersimError where the algorithm cannot be done by these groups
     """
     groups = exchange.groups
-    n, kinds = groups.shape[1], list(_alike(groups, layout))
+    n, kinds = groups.shape[1], kinds or alike(groups, layout)
     algorithm = exchange.algorithm or getattr(layout.deployment.algorithms, exchange.kind)
     if algorithm == AUTO:
         algorithm = _chosen(exchange, kinds, costs)
@@ -109,11 +116,11 @@ def route(exchange: Exchange, layout: Layout, launch: float, costs: object = Non
     if n > 1:
         extra = _startups(exchange, kinds, algorithm, costs)
         first = launch + np.array([cost.launch for cost in extra])
-        parts = [_rounds(how, exchange, alike) for alike in kinds]
+        parts = [_rounds(how, exchange, kind) for kind in kinds]
         for at in range(max(len(part) for part in parts)):
             laid = [
-                _lay(part[at], alike, exchange.groups, layout, extra, first)
-                for part, alike in zip(parts, kinds, strict=True)
+                _lay(part[at], kind, exchange.groups, layout, extra, first)
+                for part, kind in zip(parts, kinds, strict=True)
                 if at < len(part) and part[at].size.any()
             ]
             if laid:
@@ -134,14 +141,18 @@ def _carried(flows: Flows, links: int) -> np.ndarray:
 # ---- groups, and what they cost -----------------------------------------------------------------
 
 
-def _alike(groups: np.ndarray, layout: Layout) -> Iterator[_Alike]:
-    """The groups of an exchange by how their members sit in NVLink domains."""
+def alike(groups: np.ndarray, layout: Layout) -> list[Alike]:
+    """The groups of an exchange by how their members sit in NVLink domains.
+
+    groups   int[G, n] ranks
+    """
     domain = domains_of(groups, layout.topology.domain)
     kinds, which = np.unique(domain, axis=0, return_inverse=True)
+    found = []
     for kind, row in enumerate(kinds):
         rows = np.flatnonzero(which.ravel() == kind)
-        group = Group(row)
-        yield _Alike(rows, group, _shape(group, groups[rows[0]], layout))
+        found.append(Alike(rows, Group(row), _shape(Group(row), groups[rows[0]], layout)))
+    return found
 
 
 def _shape(group: Group, ranks: np.ndarray, layout: Layout) -> Shape:
@@ -192,42 +203,42 @@ def nominal_size(kind: str, size: np.ndarray) -> np.ndarray:
     return size
 
 
-def _chosen(exchange: Exchange, kinds: list[_Alike], costs: object) -> str:
+def _chosen(exchange: Exchange, kinds: Sequence[Alike], costs: object) -> str:
     """What "auto" takes: one algorithm for all groups, by the most scattered and its largest exchange."""
-    widest = max(kinds, key=lambda alike: alike.group.domains)
+    widest = max(kinds, key=lambda kind: kind.group.domains)
     size = nominal_size(exchange.kind, exchange.size[widest.rows])
     return choose(costs, exchange.kind, widest.shape, float(size.max()))
 
 
-def _startups(exchange: Exchange, kinds: list[_Alike], algorithm: str, costs: object) -> list[Startup]:
+def _startups(exchange: Exchange, kinds: Sequence[Alike], algorithm: str, costs: object) -> list[Startup]:
     """Costs of every group, beside its bytes."""
     size = nominal_size(exchange.kind, exchange.size).tolist()
     found = [Startup()] * len(size)
-    for alike in kinds:
+    for kind in kinds:
         held: dict[float, Startup] = {}
-        for row in alike.rows.tolist():
+        for row in kind.rows.tolist():
             if size[row] not in held:
-                held[size[row]] = startup(costs, exchange.kind, algorithm, alike.shape, size[row])
+                held[size[row]] = startup(costs, exchange.kind, algorithm, kind.shape, size[row])
             found[row] = held[size[row]]
     return found
 
 
-def _rounds(how: Collective, exchange: Exchange, alike: _Alike) -> list[Round]:
-    """The collective's rounds for groups that sit alike.
+def _rounds(how: Collective, exchange: Exchange, kind: Alike) -> list[Round]:
+    """The collective's rounds for groups that sit kind.
 
     Raises   ClustersimError where it needs what they lack
     """
-    group, size = alike.group, exchange.size[alike.rows]
-    if how.needs == "one domain" and not (alike.shape.domains == 1 and alike.shape.switched):
+    group, size = kind.group, exchange.size[kind.rows]
+    if how.needs == "one domain" and not (kind.shape.domains == 1 and kind.shape.switched):
         raise ClustersimError(
             f'deployment.algorithms.{exchange.kind}: "in_switch" works among GPUs on one NVSwitch, but a '
             f"group of {group.n} ranks spans {group.domains} NVLink domain{'s' * (group.domains > 1)}"
-            f"{'' if alike.shape.switched else ' without one'}; "
+            f"{'' if kind.shape.switched else ' without one'}; "
             f'"hierarchical" and "{AUTO}" can be done by any group'
         )
     if how.deduplicated is None or exchange.distinct is None:
         return how.rounds(group, size)
-    distinct = exchange.distinct[alike.rows, :, : group.domains]
+    distinct = exchange.distinct[kind.rows, :, : group.domains]
     if exchange.back:
         return backwards(how.deduplicated(group, size.transpose(0, 2, 1), distinct))
     return how.deduplicated(group, size, distinct)
@@ -238,7 +249,7 @@ def _rounds(how: Collective, exchange: Exchange, alike: _Alike) -> list[Round]:
 
 def _lay(
     one: Round,
-    alike: _Alike,
+    kind: Alike,
     groups: np.ndarray,
     layout: Layout,
     extra: list[Startup],
@@ -249,10 +260,10 @@ def _lay(
     extra    per group of the exchange
     first    float64[G] s before this round's first byte may move
     """
-    rows, flows = alike.rows, len(one.source)
+    rows, flows = kind.rows, len(one.source)
     ranks, members = groups[rows], rows[:, None] * groups.shape[1]
     via = np.zeros(flows, dtype=np.int8) if one.via is None else one.via
-    table = _paths(ranks[:, one.source].ravel(), ranks[:, one.target].ravel(), one, alike, ranks, layout)
+    table = _paths(ranks[:, one.source].ravel(), ranks[:, one.target].ravel(), one, kind, ranks, layout)
     step, wire = (np.array([getattr(extra[row], name) for row in rows])[:, None] for name in ("step", "wire"))
     # Equal rounds one behind the other: each waits its latency, and all bytes cross the same links.
     latency = (table.latency.reshape(len(rows), flows) + step) * one.repeat
@@ -293,12 +304,12 @@ def _one_behind_the_other(latency: np.ndarray, behind: np.ndarray | None) -> np.
 
 
 def _paths(
-    source: np.ndarray, target: np.ndarray, one: Round, alike: _Alike, ranks: np.ndarray, layout: Layout
+    source: np.ndarray, target: np.ndarray, one: Round, kind: Alike, ranks: np.ndarray, layout: Layout
 ) -> PathTable:
     """The links of every flow, group by group; to and from a switch it is half the way to a neighbour."""
     if one.via is None:
         return layout.paths.between(source, target)
-    group, latency = alike.group, np.append(layout.topology.links.latency, 0.0)
+    group, latency = kind.group, np.append(layout.topology.links.latency, 0.0)
     neighbour = group.at[group.domain, (group.rail + 1) % group.sizes[group.domain]]
     beside = ranks[:, neighbour[one.source]].ravel()
     via = np.tile(one.via, len(ranks))
@@ -340,9 +351,9 @@ def _joined(laid: list[_Laid], members: int) -> RoutedRound:
     )
 
 
-def _brought(how: Collective, kinds: list[_Alike], n: int, rounds: list[RoutedRound]) -> np.ndarray:
+def _brought(how: Collective, kinds: Sequence[Alike], n: int, rounds: list[RoutedRound]) -> np.ndarray:
     """int64[M, n] as in RoutedExchange: what is handed on comes in a later round than what goes straight."""
-    members = sum(len(alike.rows) for alike in kinds) * n
+    members = sum(len(kind.rows) for kind in kinds) * n
     numbers = [np.full((members, n), -1, dtype=np.int64) for _ in ("straight", "handed on")]
     straight, handed_on = numbers
     before = 0
@@ -354,10 +365,10 @@ def _brought(how: Collective, kinds: list[_Alike], n: int, rounds: list[RoutedRo
         before += len(flow)
     if how.last_hop is None:
         return straight
-    for alike in kinds:
-        hop = how.last_hop(alike.group).T
+    for kind in kinds:
+        hop = how.last_hop(kind.group).T
         itself = hop == np.arange(n)
-        for row in (alike.rows * n).tolist():
+        for row in (kind.rows * n).tolist():
             here = slice(row, row + n)
             by_others = np.take_along_axis(handed_on[here], hop, axis=1)
             straight[here] = np.where(itself, straight[here], by_others)
@@ -371,24 +382,28 @@ class Routes:
         self._layout = layout
         self._costs = costs
         self._held: dict[tuple[object, ...], RoutedExchange] = {}
+        self._kinds: dict[tuple[tuple[int, ...], bytes], list[Alike]] = {}
         self._flows = 0
 
     def of(self, exchange: Exchange) -> RoutedExchange:
         """The exchange's rounds of flows on links; equal exchanges share them."""
         # The same ranks in other groups have the same bytes; only the shape tells them apart.
-        groups, distinct = exchange.groups, exchange.distinct
+        distinct = exchange.distinct
+        about = (exchange.groups.shape, exchange.groups.tobytes())
         key = (
+            *about,
             exchange.kind,
             exchange.algorithm,
             exchange.back,
-            groups.shape,
-            groups.tobytes(),
             exchange.size.tobytes(),
             None if distinct is None else distinct.tobytes(),
         )
         held = self._held.get(key)
         if held is None:
-            held = route(exchange, self._layout, self._layout.topology.gpu.launch_latency, self._costs)
+            layout = self._layout
+            kinds = self._kinds.get(about) or alike(exchange.groups, layout)
+            self._kinds[about] = kinds
+            held = route(exchange, layout, layout.topology.gpu.launch_latency, self._costs, kinds)
             self._flows += sum(len(r.source) for r in held.rounds)
             if self._flows > _ROUTED_FLOWS:
                 self._held.clear()

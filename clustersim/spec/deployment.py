@@ -40,9 +40,8 @@ class Experts(Value):
 
 
 class Algorithms(Value):
-    """Which pattern each collective follows; the tables stand in `plan/collectives.py`.
-
-    Every one may be `auto`: what the vendor's library would take for the group and its bytes.
+    """Which pattern each collective follows; `auto` is what the vendor's library would take for the
+    group and its bytes. The tables stand in `plan/collectives.py`.
 
     all_reduce      ring; double_binary_tree; hierarchical: in the NVLink domains, then along the
                     rails; in_switch: added up by the NVSwitch (one NVLink domain only); one_shot:
