@@ -19,13 +19,15 @@ from scenarios import NIC, NVLINK, fat_tree, parallel, rail_tree, single_server,
 
 from clustersim.engine.fabric import Fabric, Meeting
 from clustersim.errors import ClustersimError
+from clustersim.physics import exchanges
 from clustersim.physics.exchanges import RoutedExchange, route
 from clustersim.physics.fidelity import build
+from clustersim.physics.startup import Shape, Startup
 from clustersim.plan.collectives import AUTO, COLLECTIVES, check_algorithms, collective
 from clustersim.plan.layout import lay_out
 from clustersim.plan.rounds import DOWN, UP, Group, Round, backwards, domains_of, one_domain
 from clustersim.plan.stepgraph import Exchange
-from clustersim.plan.trees import binary_tree, second_tree, two_trees
+from clustersim.plan.trees import binary_tree, rings, second_tree, two_trees
 from clustersim.spec.deployment import Algorithms
 from clustersim.spec.scenario import Scenario
 
@@ -36,7 +38,7 @@ GROUPS = st.lists(st.integers(0, 3), min_size=2, max_size=12).map(
 
 
 def may(kind: str, name: str, group: Group) -> bool:
-    return COLLECTIVES[kind][name].needs == "anything" or group.domains == 1
+    return COLLECTIVES[kind][name].needs == "anything" or group.sizes.min() > 1
 
 
 def rounds_of(kind: str, name: str, group: Group, size: np.ndarray) -> list[Round]:
@@ -67,6 +69,11 @@ def waves(one_round: Round) -> Iterator[list[int]]:
         yield ready
         done.update(ready)
         left = [flow for flow in left if flow not in done]
+
+
+def slices_of(name: str, group: Group) -> int:
+    """Into how many the bytes are cut, each of which goes its own way: rings."""
+    return len(rings(group)) if name == "ring" else 1
 
 
 def parts_in(size: float) -> list[int]:
@@ -102,6 +109,29 @@ def test_the_relay_of_a_member_is_on_its_rail_and_smaller_domains_take_turns() -
     assert group.relay.tolist() == [[0, 3], [1, 4], [2, 3], [0, 3], [1, 4]]
 
 
+@given(group=GROUPS)
+def test_rings_go_round_all_members_and_every_card_has_its_part(group: Group) -> None:
+    orders = rings(group)
+    assert (np.sort(orders, axis=1) == np.arange(group.n)).all()
+    domain = group.domain[orders]
+    for ring in domain:
+        entered = ring[ring != np.roll(ring, 1)] if group.domains > 1 else ring[:1]
+        assert len(entered) == group.domains, "every domain is entered once"
+    if group.domains > 1:
+        assert len(orders) == group.sizes.min()
+        leaves = orders[domain != np.roll(domain, -1, axis=1)]
+        assert np.bincount(leaves).max() == 1 or len(orders) == 1, "nobody sends twice over the network"
+
+
+def test_rings_keep_to_a_rail_where_they_cross() -> None:
+    group = Group(np.repeat(np.arange(4), 4))
+    orders = rings(group)
+    source, target = orders.ravel(), np.roll(orders, -1, axis=1).ravel()
+    across = group.domain[source] != group.domain[target]
+    assert (group.rail[source] == group.rail[target])[across].all()
+    assert np.bincount(source[across], minlength=16).tolist() == [1] * 16
+
+
 @given(n=st.integers(1, 130))
 def test_two_trees_span_all_and_an_inner_vertex_of_one_is_a_leaf_of_the_other(n: int) -> None:
     inner = []
@@ -123,34 +153,40 @@ def test_two_trees_span_all_and_an_inner_vertex_of_one_is_a_leaf_of_the_other(n:
 @every("all_gather")
 @given(group=GROUPS)
 def test_all_gather_brings_every_member_just_what_it_lacked(name: str, group: Group) -> None:
-    n = group.n
-    holds = [{member} for member in range(n)]
-    for one_round in each_round(rounds_of("all_gather", name, group, names(n))):
+    n, slices = group.n, slices_of(name, group)
+    holds = [{(member, cut) for cut in range(slices)} for member in range(n)]
+    for one_round in each_round(rounds_of("all_gather", name, group, slices * names(n))):
         before = [set(held) for held in holds]
-        for source, target, size in flows(one_round):
+        for flow, (source, target, size) in enumerate(flows(one_round)):
             for part in parts_in(size):
-                assert part in before[source], "nobody sends what he does not have yet"
-                assert part not in holds[target], "nobody gets anything twice"
-                holds[target].add(part)
-    assert holds == [set(range(n))] * n
+                piece = part, flow * slices // len(one_round.source)
+                assert piece in before[source], "nobody sends what he does not have yet"
+                assert piece not in holds[target], "nobody gets anything twice"
+                holds[target].add(piece)
+    assert holds == [{(part, cut) for part in range(n) for cut in range(slices)}] * n
 
 
 @every("reduce_scatter")
 @given(group=GROUPS)
 def test_reduce_scatter_counts_every_contribution_once_where_it_belongs(name: str, group: Group) -> None:
-    # sums[member][part]: whose contributions to the part a member has added up and not handed on.
-    n = group.n
-    sums = [[Counter([member]) for _ in range(n)] for member in range(n)]
-    for one_round in each_round(rounds_of("reduce_scatter", name, group, names(n))):
-        moves = [(s, t, part) for s, t, size in flows(one_round) for part in parts_in(size)]
+    # sums[member][piece]: whose contributions to the piece a member has added up and not handed on.
+    n, slices = group.n, slices_of(name, group)
+    pieces = list(product(range(n), range(slices)))
+    sums = [{piece: Counter([member]) for piece in pieces} for member in range(n)]
+    for one_round in each_round(rounds_of("reduce_scatter", name, group, slices * names(n))):
+        moves = [
+            (s, t, (part, flow * slices // len(one_round.source)))
+            for flow, (s, t, size) in enumerate(flows(one_round))
+            for part in parts_in(size)
+        ]
         sent = {(source, part): sums[source][part] for source, _, part in moves}
         assert len(sent) == len(moves), "nobody hands the same sum to two"
         for source, part in sent:
             sums[source][part] = Counter()
         for source, target, part in moves:
             sums[target][part] = sums[target][part] + sent[source, part]
-    for member in range(n):
-        assert sums[member][member] == Counter(range(n))
+    for member, cut in pieces:
+        assert sums[member][member, cut] == Counter(range(n))
 
 
 #: Which pieces of the vector the flows of every round carry, and how many pieces there are.
@@ -158,8 +194,11 @@ Carried = tuple[int, list[list[list[int]]]]
 
 
 def ring_carries(group: Group, rounds: list[Round]) -> Carried:
-    n = group.n
-    return n, [[[(s - at) % n] for s, _, _ in flows(one)] for at, one in enumerate(each_round(rounds))]
+    n, orders = group.n, rings(group)
+    return orders.size, [
+        [[ring * n + (place - at) % n] for ring in range(len(orders)) for place in range(n)]
+        for at, _ in enumerate(each_round(rounds))
+    ]
 
 
 def one_shot_carries(group: Group, rounds: list[Round]) -> Carried:
@@ -234,33 +273,74 @@ def test_all_reduce_counts_every_contribution_once_everywhere(name: str, group: 
     assert sums == [[whole] * pieces] * n
 
 
-@given(n=st.integers(2, 12))
-def test_a_switch_reads_all_and_hands_back_the_sums(n: int) -> None:
-    # Up: all 8 n bytes, for everybody's nth to be added up; then one's own sum, to be copied to all.
-    (one_round,) = rounds_of("all_reduce", "in_switch", one_domain(n), np.array([8.0 * n]))
-    assert one_round.via is not None and one_round.behind is not None
+@given(places=st.lists(st.integers(0, 2), min_size=2, max_size=10))
+def test_switches_count_every_contribution_once_everywhere(places: list[int]) -> None:
+    # Everybody is there with a twin, so that no switch has a single member.
+    group = Group(domains_of(np.arange(2 * len(places))[None, :], np.array(2 * places))[0])
+    rails, n = int(group.sizes.min()), group.n
+    (one,) = rounds_of("all_reduce", "in_switch", group, np.array([8.0 * rails]))
+    assert one.via is not None and one.behind is not None
+    switches = [Counter[int]() for _ in range(group.domains)]
+    copied: list[dict[int, Counter[int]]] = [{} for _ in range(group.domains)]
+    # For each tree of a rail, that is half of its share, and each head: whose contributions it has.
+    sums: list[dict[tuple[int, int], Counter[int]]] = [{} for _ in range(n)]
+    whole, halves = Counter(range(n)), (0, 1)
+    tree_of = dict(zip(np.flatnonzero(one.via == 0), trees_in(group, one), strict=True))
+    for wave in waves(one):
+        before = [dict(held) for held in sums]
+        for flow in wave:
+            s, t, size = flows(one)[flow]
+            domain, rail = int(group.domain[s]), int(group.rail[s])
+            if one.via[flow] == UP and size == 8.0 * rails and not sums[s]:
+                switches[domain][s] += 1
+            elif one.via[flow] == DOWN and flow < n + rails * group.domains:
+                assert size == 8.0
+                sums[s] = {(rail, half): Counter(switches[domain]) for half in halves}
+            elif one.via[flow] == UP:
+                assert size == 8.0
+                assert all(sums[s][rail, half] == whole for half in halves)
+                copied[domain][rail] = whole
+            elif one.via[flow] == DOWN:
+                assert size == 8.0 * rails
+                assert copied[domain] == dict.fromkeys(range(rails), whole)
+                sums[s] = {(r, half): whole for r in range(rails) for half in halves}
+            else:
+                assert size == 4.0
+                piece = tree_of[flow]
+                came = before[s][piece]
+                sums[t][piece] = came if came == whole else sums[t][piece] + came
+    assert sums == [{(r, half): whole for r in range(rails) for half in halves}] * n
+
+
+def trees_in(group: Group, one: Round) -> list[tuple[int, int]]:
+    """(rail, half) of every flow between heads: two trees per rail, each with all edges up and down."""
+    edges = 2 * (group.domains - 1)
+    return [(r, half) for r in range(int(group.sizes.min())) for half in (0, 1) for _ in range(edges)]
+
+
+def test_a_switch_halves_what_members_send() -> None:
+    (one,) = rounds_of("all_reduce", "in_switch", one_domain(8), np.array([8.0]))
     for via in (UP, DOWN):
-        here = np.flatnonzero(one_round.via == via)
-        assert one_round.source[here].tolist() == one_round.target[here].tolist() == list(range(n))
-        assert one_round.size[0, here] == approx(8 * n + 8)
-    assert (one_round.behind[one_round.via == UP] == -1).all()
-    first, second = waves(one_round)
-    assert [one_round.via[first].tolist(), one_round.via[second].tolist()] == [[UP] * n, [DOWN] * n]
+        here = one.via == via
+        assert np.bincount(one.source[here], one.size[0, here]) == approx([8.0 + 1.0] * 8)
 
 
 @every("broadcast")
 @given(group=GROUPS)
 def test_a_broadcast_brings_the_roots_bytes_to_everybody_once(name: str, group: Group) -> None:
-    holds = [member == 0 for member in range(group.n)]
-    for one_round in each_round(rounds_of("broadcast", name, group, np.array([5.0]))):
-        for wave in waves(one_round):
-            before = list(holds)
-            for flow in wave:
-                source, target, size = flows(one_round)[flow]
-                assert size == 5.0
-                assert before[source] and not holds[target]
-                holds[target] = True
-    assert all(holds)
+    n, slices = group.n, slices_of(name, group)
+    (one_round,) = each_round(rounds_of("broadcast", name, group, np.array([5.0 * slices])))
+    holds = [[member == 0] * slices for member in range(n)]
+    for wave in waves(one_round):
+        before = [list(held) for held in holds]
+        for flow in wave:
+            source, target, size = flows(one_round)[flow]
+            cut = flow // (n - 1)
+            assert size == 5.0
+            assert before[source][cut] or (one_round.behind is None and source == 0)
+            assert not holds[target][cut]
+            holds[target][cut] = True
+    assert holds == [[True] * slices] * n
 
 
 @pytest.mark.parametrize("kind", ["all_gather", "reduce_scatter"])
@@ -271,7 +351,8 @@ def test_equal_parts_travel_as_unequal_ones_do(kind: str, group: Group, size: fl
         unequal = rounds_of(kind, name, group, names(group.n))
         assert pattern(equal) == pattern(unequal)
         for one, other in zip(each_round(equal), each_round(unequal), strict=True):
-            parts = [len(parts_in(named)) for _, _, named in flows(other)]
+            slices = slices_of(name, group)
+            parts = [len(parts_in(named * slices)) / slices for _, _, named in flows(other)]
             assert one.size == approx(np.broadcast_to(size * np.array(parts), one.size.shape))
 
 
@@ -378,6 +459,7 @@ def test_members_are_named_by_their_place_and_nobody_sends_to_himself(
     kind: str, name: str, group: Group
 ) -> None:
     group = one_domain(2) if kind == "point_to_point" else group
+    group = group if may(kind, name, group) else one_domain(group.n)
     for one_round in rounds_of(kind, name, group, sizes(kind, 3, group.n)):
         flow = len(one_round.source)
         assert one_round.size.shape == (3, flow) == (3, len(one_round.target))
@@ -387,9 +469,14 @@ def test_members_are_named_by_their_place_and_nobody_sends_to_himself(
         assert ((one_round.source == one_round.target) == (via > 0)).all(), "unless it is to a switch"
         if one_round.behind is not None:
             assert one_round.behind.shape[0] == flow
-            # A flow is behind what its source gets.
+            # A flow is behind what its source gets, or what its switch gets from others.
             for one, others in enumerate(one_round.behind.tolist()):
-                assert all(o < 0 or one_round.target[o] == one_round.source[one] for o in others)
+                for other in (o for o in others if o >= 0):
+                    if via[one] == DOWN:
+                        assert via[other] == UP
+                        assert group.domain[one_round.source[other]] == group.domain[one_round.source[one]]
+                    else:
+                        assert via[other] != UP and one_round.target[other] == one_round.source[one]
 
 
 def test_the_ring_and_two_shots_send_the_least_there_is() -> None:
@@ -439,11 +526,16 @@ def sizes(kind: str, groups: int, n: int, seed: int = 0) -> np.ndarray:
 
 
 def happened(
-    exchange: Exchange, scenario: Scenario, arrivals: list[float], fidelity: str, launch: float = 0.0
+    exchange: Exchange,
+    scenario: Scenario,
+    arrivals: list[float],
+    fidelity: str,
+    launch: float = 0.0,
+    costs: object = None,
 ) -> tuple[Meeting, RoutedExchange]:
     """The exchange by itself; each member arrives at its time."""
     layout = lay_out(scenario)
-    routed = route(exchange, layout, launch)
+    routed = route(exchange, layout, launch, costs)
     env = simpy.Environment()
     meeting = Meeting(Fabric(env, build(fidelity, layout.topology.links.bandwidth, 1000.0)), routed)
 
@@ -483,8 +575,8 @@ def test_no_exchange_is_faster_than_its_busiest_port(kind: str, name: str, place
     )
     exchange = Exchange(kind, groups, sizes(kind, *groups.shape))
     arrivals = np.random.default_rng(1).uniform(0, 2e-5, 8).tolist()
-    if COLLECTIVES[kind][name].needs == "one domain" and place != "one server":
-        with pytest.raises(ClustersimError, match="works among GPUs on one NVSwitch"):
+    if COLLECTIVES[kind][name].needs == "switches" and place not in ("one server", "two servers"):
+        with pytest.raises(ClustersimError, match="some reach no other through an NVSwitch"):
             happened(exchange, scenario, arrivals, fidelity)
         return
     meeting, routed = happened(exchange, scenario, arrivals, fidelity)
@@ -585,8 +677,12 @@ S = 1.6e9
 EIGHT = np.arange(16)[None, :]
 #: (kind, name) → seconds for S bytes (of a vector; of all parts together; from each member to all)
 TWO_BY_EIGHT = {
-    # 30 rounds of a sixteenth; the slowest hop is the one between the servers.
-    ("all_reduce", "ring"): 30 / 16 * S / NIC,
+    # 30 rounds of a sixteenth; eight rings, so that all cards carry an eighth of it.
+    ("all_reduce", "ring"): 30 / 16 * S / 8 / NIC,
+    ("all_gather", "ring"): 15 / 16 * S / 8 / NIC,
+    ("reduce_scatter", "ring"): 15 / 16 * S / 8 / NIC,
+    # One and an eighth through every port; an eighth, in two halves, along every rail.
+    ("all_reduce", "in_switch"): max(9 / 8 * S / NVLINK, S / 8 / NIC),
     # Eight shards of which a member gets seven foreign ones to sum; halves of them round a ring of two.
     ("all_reduce", "hierarchical"): 2 * 7 / 8 * S / NVLINK + 2 * S / 16 / NIC,
     # In a server every member passes on seven of eight rails, up and down; a card only an eighth.
@@ -594,8 +690,8 @@ TWO_BY_EIGHT = {
     # A part crosses the network once and NVLink in the other server; the own server's parts go beside.
     ("all_gather", "hierarchical"): S / 16 / NIC + 7 * 2 * S / 16 / NVLINK,
     ("reduce_scatter", "hierarchical"): S / 16 / NIC + 7 * 2 * S / 16 / NVLINK,
-    # Piece by piece through all: as fast as the slowest hop.
-    ("broadcast", "ring"): S / NIC,
+    # Piece by piece through all, an eighth on every ring: as fast as the slowest hop.
+    ("broadcast", "ring"): max(S / NVLINK, S / 8 / NIC),
     # Eight sixteenths over the network on the own rail, of which seven are handed on.
     ("all_to_all", "hierarchical"): S / 2 / NIC + 7 / 16 * S / NVLINK,
 }
@@ -641,8 +737,8 @@ def test_a_switch_halves_the_bytes_of_a_ring() -> None:
     )
     exchange = Exchange("all_reduce", np.arange(8)[None, :], np.array([S]))
     meeting, routed = happened(exchange, scenario, [0.0] * 8, "fluid", launch=5e-6)
-    # Half a microsecond up, half a microsecond down.
-    assert meeting.done == approx([5e-6 + 1e-6 + 9 / 8 * S / NVLINK] * 8)
+    # Half a microsecond up, half down, and the same for the sums.
+    assert max(meeting.done) == approx(5e-6 + 2e-6 + 9 / 8 * S / NVLINK, rel=1e-4)
     assert routed.carried == approx(9 / 8 * S)
 
 
@@ -660,6 +756,46 @@ def test_a_pipeline_waits_for_the_latency_of_every_hop_once() -> None:
     assert max(meeting.done) == approx(6e-6, rel=1e-3)
 
 
+@pytest.mark.parametrize("kind, name", KINDS)
+@pytest.mark.parametrize("latency", [0.0, 1e-6])
+def test_start_up_costs_are_paid_once_and_the_wire_carries_more_than_the_payload(
+    kind: str, name: str, latency: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = np.array([[0, 4]]) if kind == "point_to_point" else np.arange(8)[None, :]
+
+    def done(latency: float, launch: float, costs: object) -> tuple[float, RoutedExchange]:
+        scenario = tiny(
+            rail_tree(2, 4, latency=latency), deployment=parallel(dp=8, etp=2), workload={"sequences": 8}
+        )
+        even = np.full(sizes(kind, 1, groups.shape[1]).shape, 1e6)
+        exchange = Exchange(kind, groups, even, algorithm=name)
+        meeting, routed = happened(exchange, scenario, [0.0] * groups.size, "fluid", launch, costs)
+        return max(meeting.done), routed
+
+    def fitted(costs: object, kind: str, algorithm: str, shape: Shape, size: float) -> Startup:
+        assert (costs, algorithm) == ("fitted", name)
+        assert (shape.members, shape.domains) == (groups.shape[1], 2)
+        return Startup(launch=3e-6, wire=1.25, latency=40e-6)
+
+    monkeypatch.setattr(exchanges, "startup", fitted)
+    bare, without = done(0.0, 0.0, None)
+    priced, routed = done(latency, 5e-6, "fitted")
+    # Where flows begin at different times, some have a port to themselves for a while.
+    at_their_own = (one.behind is not None or one.sending == "interleaved" for one in rounds_for(kind, name))
+    late = 40e-6 if any(at_their_own) else 0.0
+    assert (
+        5e-6 + 3e-6 + 40e-6 + 1.25 * bare - late <= priced <= (5e-6 + 3e-6 + 40e-6 + 1.25 * bare) * (1 + 1e-9)
+    )
+    assert routed.carried == approx(1.25 * without.carried)
+    payload = [sum(one.payload.sum() for one in one.rounds) for one in (routed, without)]
+    assert payload[0] == approx(payload[1])
+
+
+def rounds_for(kind: str, name: str) -> list[Round]:
+    group = one_domain(2) if kind == "point_to_point" else Group(np.repeat([0, 1], 4))
+    return rounds_of(kind, name, group, sizes(kind, 1, group.n))
+
+
 @pytest.mark.parametrize("kind", COLLECTIVES)
 @pytest.mark.parametrize("place", PLACES)
 def test_auto_takes_what_these_groups_can_do(kind: str, place: str) -> None:
@@ -675,6 +811,6 @@ def test_auto_takes_what_these_groups_can_do(kind: str, place: str) -> None:
     assert np.isfinite(meeting.done).all()
 
 
-def test_switches_do_not_add_up_what_other_domains_send() -> None:
-    with pytest.raises(ClustersimError, match=r'"in_switch" works within one NVLink domain.*4 ranks spans 2'):
-        lay_out(tiny(rail_tree(2, 2), deployment=parallel(tp=4, algorithms={"all_reduce": "in_switch"})))
+def test_switches_do_not_add_up_where_there_are_none() -> None:
+    with pytest.raises(ClustersimError, match=r'"in_switch" needs an NVSwitch.* of 2 stands alone'):
+        lay_out(tiny(rail_tree(2, 1), deployment=parallel(tp=2, algorithms={"all_reduce": "in_switch"})))

@@ -159,21 +159,20 @@ def assert_no_link_is_above_its_capacity(trace: Trace) -> None:
     assert (links["bytes"] <= links["offered"] * (1 + 1e-9)).all()
 
 
-#: machine, its GPUs, GPUs of a server
 MACHINES = {
-    "one": (lambda **k: single_server(1, **k), 1, 1),
-    "two": (lambda **k: single_server(2, **k), 2, 2),
-    "four": (lambda **k: single_server(4, **k), 4, 4),
-    "rails": (lambda **k: rail_tree(2, 2, **k), 4, 2),
-    "shared_card": (lambda **k: rail_tree(2, 2, nics=1, **k), 4, 2),
-    "fat": (lambda **k: fat_tree(2, 4, nics=2, **k), 8, 4),
+    "one": (lambda **k: single_server(1, **k), 1),
+    "two": (lambda **k: single_server(2, **k), 2),
+    "four": (lambda **k: single_server(4, **k), 4),
+    "rails": (lambda **k: rail_tree(2, 2, **k), 4),
+    "shared_card": (lambda **k: rail_tree(2, 2, nics=1, **k), 4),
+    "fat": (lambda **k: fat_tree(2, 4, nics=2, **k), 8),
 }
 
 
 @st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     """Small machines, whatever divides them, slow or fast wires, every named choice."""
-    machine, gpus, box = MACHINES[draw(st.sampled_from(list(MACHINES)))]
+    machine, gpus = MACHINES[draw(st.sampled_from(list(MACHINES)))]
     ways = [(tp, pp) for tp in (1, 2, 4) for pp in (1, 2) if gpus % (tp * pp) == 0]
     tp, pp = draw(st.sampled_from(ways))
     dp = gpus // tp // pp
@@ -183,8 +182,6 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         st.sampled_from([s for s in SERVICE if s == "all_arrived" or (service, etp) == ("by_expert", 1)])
     )
     algorithms = {kind: draw(st.sampled_from([AUTO, *COLLECTIVES[kind]])) for kind in COLLECTIVES}
-    if tp > box and algorithms["all_reduce"] == "in_switch":
-        algorithms["all_reduce"] = "hierarchical"  # a TP group that spans servers
     experts = {"service": service, "start": start, "copy_choice": draw(st.sampled_from(list(COPY_CHOICES)))}
     if draw(st.booleans()):
         experts |= {"policy": "replicated", "per_gpu": 8}

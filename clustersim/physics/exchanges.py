@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from clustersim.errors import ClustersimError
 from clustersim.physics.network import Flows
 from clustersim.physics.startup import Shape, Startup, choose, startup
-from clustersim.plan.collectives import AUTO, Collective, collective
+from clustersim.plan.collectives import AUTO, COLLECTIVES, Collective, collective
 from clustersim.plan.layout import Layout
 from clustersim.plan.paths import PathTable
 from clustersim.plan.rounds import DOWN, PEER, UP, Group, Round, backwards, domains_of
@@ -80,7 +80,23 @@ class Alike:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Laid:
-    """Flows of one round on links, in any order; arrays over flows as in `RoutedRound`."""
+    """One round of A groups that sit alike, on links.
+
+    one      the round; F flows per group
+    links    int32[A, F, P]
+    latency  float64[A, F] s before the first byte, all repeats
+    wire     float64[A, F] bytes on the wire, all repeats
+    """
+
+    one: Round
+    links: np.ndarray
+    latency: np.ndarray
+    wire: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Flat:
+    """Flows of one round in a row, those without bytes left out; arrays as in `RoutedRound`."""
 
     source: np.ndarray
     target: np.ndarray
@@ -115,17 +131,21 @@ def route(
     rounds: list[RoutedRound] = []
     if n > 1:
         extra = _startups(exchange, kinds, algorithm, costs)
-        first = launch + np.array([cost.launch for cost in extra])
-        parts = [_rounds(how, exchange, kind) for kind in kinds]
+        parts = [
+            _priced(
+                [_lay(one, kind, groups, layout) for one in _rounds(how, exchange, kind) if one.size.any()],
+                [extra[row] for row in kind.rows],
+                launch,
+            )
+            for kind in kinds
+        ]
         for at in range(max(len(part) for part in parts)):
             laid = [
-                _lay(part[at], kind, exchange.groups, layout, extra, first)
+                _flat(part[at], kind.rows * n)
                 for part, kind in zip(parts, kinds, strict=True)
-                if at < len(part) and part[at].size.any()
+                if at < len(part)
             ]
-            if laid:
-                rounds.append(_joined(laid, groups.size))
-                first = np.zeros(len(groups))
+            rounds.append(_joined(laid, groups.size))
     links = len(layout.topology.links.bandwidth)
     carried = sum((_carried(one.flows, links) for one in rounds), start=np.zeros(links))
     brought = _brought(how, kinds, n, rounds) if exchange.kind == "all_to_all" else None
@@ -168,11 +188,11 @@ def _shape(group: Group, ranks: np.ndarray, layout: Layout) -> Shape:
     return Shape(
         members=group.n,
         domains=group.domains,
-        near_bandwidth=np.inf if alone else near_bandwidth,
-        near_latency=0.0 if alone else near_latency,
-        far_bandwidth=far_bandwidth,
-        far_latency=far_latency,
-        switched=tier == "gpu-nvswitch",
+        nvlink_bandwidth=np.inf if alone else near_bandwidth,
+        nvlink_latency=0.0 if alone else near_latency,
+        network_bandwidth=far_bandwidth,
+        network_latency=far_latency,
+        in_switch=int(tier == "gpu-nvswitch" and group.sizes.min() > 1),
     )
 
 
@@ -207,13 +227,20 @@ def _chosen(exchange: Exchange, kinds: Sequence[Alike], costs: object) -> str:
     """What "auto" takes: one algorithm for all groups, by the most scattered and its largest exchange."""
     widest = max(kinds, key=lambda kind: kind.group.domains)
     size = nominal_size(exchange.kind, exchange.size[widest.rows])
-    return choose(costs, exchange.kind, widest.shape, float(size.max()))
+    switched = all(kind.shape.in_switch for kind in kinds)
+    table = COLLECTIVES[exchange.kind].items()
+    among = [name for name, entry in table if switched or entry.needs == "anything"]
+    return choose(costs, exchange.kind, widest.shape, float(size.max()), among)
 
 
-def _startups(exchange: Exchange, kinds: Sequence[Alike], algorithm: str, costs: object) -> list[Startup]:
-    """Costs of every group, beside its bytes."""
+def _startups(
+    exchange: Exchange, kinds: Sequence[Alike], algorithm: str, costs: object
+) -> list[Startup | None]:
+    """Costs of every group beside its bytes; None where nobody knows them."""
     size = nominal_size(exchange.kind, exchange.size).tolist()
-    found = [Startup()] * len(size)
+    found: list[Startup | None] = [None] * len(size)
+    if costs is None:
+        return found
     for kind in kinds:
         held: dict[float, Startup] = {}
         for row in kind.rows.tolist():
@@ -229,11 +256,10 @@ def _rounds(how: Collective, exchange: Exchange, kind: Alike) -> list[Round]:
     Raises   ClustersimError where it needs what they lack
     """
     group, size = kind.group, exchange.size[kind.rows]
-    if how.needs == "one domain" and not (kind.shape.domains == 1 and kind.shape.switched):
+    if how.needs == "switches" and not kind.shape.in_switch:
         raise ClustersimError(
-            f'deployment.algorithms.{exchange.kind}: "in_switch" works among GPUs on one NVSwitch, but a '
-            f"group of {group.n} ranks spans {group.domains} NVLink domain{'s' * (group.domains > 1)}"
-            f"{'' if kind.shape.switched else ' without one'}; "
+            f"deployment.algorithms.{exchange.kind}: switches are to add up, but in a group of {group.n} "
+            "ranks some reach no other through an NVSwitch; "
             f'"hierarchical" and "{AUTO}" can be done by any group'
         )
     if how.deduplicated is None or exchange.distinct is None:
@@ -247,40 +273,59 @@ def _rounds(how: Collective, exchange: Exchange, kind: Alike) -> list[Round]:
 # ---- flows on links -----------------------------------------------------------------------------
 
 
-def _lay(
-    one: Round,
-    kind: Alike,
-    groups: np.ndarray,
-    layout: Layout,
-    extra: list[Startup],
-    first: np.ndarray,
-) -> _Laid:
-    """One round of groups that sit alike on links; flows without bytes are left out.
-
-    extra    per group of the exchange
-    first    float64[G] s before this round's first byte may move
-    """
-    rows, flows = kind.rows, len(one.source)
-    ranks, members = groups[rows], rows[:, None] * groups.shape[1]
-    via = np.zeros(flows, dtype=np.int8) if one.via is None else one.via
+def _lay(one: Round, kind: Alike, groups: np.ndarray, layout: Layout) -> _Laid:
+    """One round of groups that sit alike on links, at no cost but the paths' latencies."""
+    ranks, shape = groups[kind.rows], one.size.shape
     table = _paths(ranks[:, one.source].ravel(), ranks[:, one.target].ravel(), one, kind, ranks, layout)
-    step, wire = (np.array([getattr(extra[row], name) for row in rows])[:, None] for name in ("step", "wire"))
     # Equal rounds one behind the other: each waits its latency, and all bytes cross the same links.
-    latency = (table.latency.reshape(len(rows), flows) + step) * one.repeat
-    latency = _one_behind_the_other(latency, one.behind) + first[rows][:, None]
+    latency = _one_behind_the_other(table.latency.reshape(shape) * one.repeat, one.behind)
     if one.sending == "together":
         latency = _of_the_farthest(latency, one.size > 0)
-    payload = one.size * one.repeat
-    some = one.size.ravel() > 0
-    return _Laid(
-        source=(members + one.source).ravel()[some],
-        target=(members + one.target).ravel()[some],
-        payload=payload.ravel()[some],
-        wire=(payload * wire).ravel()[some],
-        via=np.tile(via, len(rows))[some],
+    return _Laid(one, table.links.reshape(*shape, -1), latency, one.size * one.repeat)
+
+
+def _priced(rounds: list[_Laid], extra: list[Startup | None], launch: float) -> list[_Laid]:
+    """With what the exchange costs beside its bytes.
+
+    extra    per group
+    launch   s that any exchange waits before its first byte
+
+    All rounds together wait what the start-up says: latencies of paths are stretched to that, which
+    keeps the order in which flows of a pipeline begin.
+    """
+    longest = np.array([laid.latency.max(axis=1, initial=0.0, where=laid.wire > 0) for laid in rounds])
+    whole = longest.sum(axis=0) if rounds else np.zeros(len(extra))
+    stretch, added, first, wire = (np.full((len(extra), 1), x) for x in (1.0, 0.0, launch, 1.0))
+    for row, cost in enumerate(extra):
+        if cost is None:
+            continue
+        first[row], wire[row] = launch + cost.launch, cost.wire
+        if whole[row] > 0:
+            stretch[row] = cost.latency / whole[row]
+        else:
+            added[row] = cost.latency / max(sum(laid.one.repeat for laid in rounds), 1)
+    found = []
+    for laid in rounds:
+        latency = laid.latency * stretch + added * laid.one.repeat + first
+        found.append(replace(laid, latency=latency, wire=laid.wire * wire))
+        first = np.zeros_like(first)
+    return found
+
+
+def _flat(laid: _Laid, members: np.ndarray) -> _Flat:
+    """The flows of a round in a row. members: int64[A] number of each group's first member."""
+    one, some = laid.one, laid.one.size.ravel() > 0
+    groups, first = len(members), members[:, None]
+    via = np.zeros(len(one.source), dtype=np.int8) if one.via is None else one.via
+    return _Flat(
+        source=(first + one.source).ravel()[some],
+        target=(first + one.target).ravel()[some],
+        payload=(one.size * one.repeat).ravel()[some],
+        wire=laid.wire.ravel()[some],
+        via=np.tile(via, groups)[some],
         interleaved=np.full(int(some.sum()), one.sending != "apart"),
-        links=table.links[some],
-        latency=latency.ravel()[some],
+        links=laid.links.reshape(len(some), -1)[some],
+        latency=laid.latency.ravel()[some],
     )
 
 
@@ -322,10 +367,10 @@ def _paths(
     return PathTable(links, np.asarray(latency[links].sum(axis=1)))
 
 
-def _joined(laid: list[_Laid], members: int) -> RoutedRound:
+def _joined(laid: list[_Flat], members: int) -> RoutedRound:
     """The round of all groups, sorted by sender."""
 
-    def column(of: Callable[[_Laid], np.ndarray]) -> np.ndarray:
+    def column(of: Callable[[_Flat], np.ndarray]) -> np.ndarray:
         return np.concatenate([of(one) for one in laid])
 
     source = column(lambda one: one.source)

@@ -14,9 +14,11 @@ from clustersim.plan.rounds import Collective, Group, Round, all_pairs
 from clustersim.plan.trees import (
     at_once,
     binary_tree,
+    chain_from,
     reduce_and_spread,
+    rings,
     spread,
-    through_the_switch,
+    sums_in_switches,
     two_trees,
 )
 from clustersim.spec.deployment import Algorithms
@@ -27,24 +29,24 @@ __all__ = ["AUTO", "COLLECTIVES", "Collective", "Group", "Round", "check_algorit
 AUTO = "auto"
 
 
-def _ring(n: int) -> tuple[np.ndarray, np.ndarray]:
-    source = np.arange(n)
-    return source, (source + 1) % n
-
-
 # ---- all-reduce ---------------------------------------------------------------------------------
 
 
 def ring_all_reduce(group: Group, size: np.ndarray) -> list[Round]:
-    """Reduce-scatter, then all-gather, round the ring.
+    """Reduce-scatter, then all-gather, round each of `rings`.
 
     size     float64[G] bytes of each group's vector
     Returns  2 (n - 1) rounds in which every member sends size / n: the least possible
     Source   Patarasuk, Yuan, J. Parallel Distrib. Comput. 69(2), 2009
     """
-    n = group.n
-    source, target = _ring(n)
-    return [Round(source, target, np.repeat(size[:, None] / n, n, axis=1), repeat=2 * (n - 1))]
+    n, orders = group.n, rings(group)
+    parts = np.repeat(size[:, None] / n / len(orders), orders.size, axis=1)
+    return [Round(orders.ravel(), _following(orders), parts, repeat=2 * (n - 1))]
+
+
+def _following(orders: np.ndarray) -> np.ndarray:
+    """The next member on each ring. int64[K, n] → int64[K * n]."""
+    return np.roll(orders, -1, axis=1).ravel()
 
 
 def one_shot_all_reduce(group: Group, size: np.ndarray) -> list[Round]:
@@ -106,47 +108,50 @@ def hierarchical_all_reduce(group: Group, size: np.ndarray) -> list[Round]:
 
 
 def in_switch_all_reduce(group: Group, size: np.ndarray) -> list[Round]:
-    """The switch of the NVLink domain adds up what members send, and copies the sum to all.
+    """The switch of each NVLink domain adds up what members send, and copies the sums to all of them.
 
-    A member asks for its nth of the sums: the switch reads it from all members, so each sends all its
-    bytes up and gets size / n down. Then it sends that nth up, and the switch copies it to all: each
-    gets all bytes down. Both go on at once, piece by piece: one round of (1 + 1 / n) size per
-    direction, against 2 (1 - 1 / n) size of a ring.
+    Of n members in a domain each asks for its nth of the sums: the switch reads it from all members, so
+    each sends all its bytes up and gets size / n down. Then it sends that nth up, and the switch copies
+    it to all: each gets all bytes down. That goes on at once, piece by piece: one round with (1 + 1 / n)
+    size per member and direction, against 2 (1 - 1 / n) size of a ring. Between domains, every nth goes
+    through two trees over the domains.
 
     size     float64[G] bytes of each group's vector
-    Source   NCCL's NVLS: multimem.ld_reduce and multimem.st. PTX ISA, multimem instructions
+    Source   NCCL's NVLS and NVLSTree: multimem.ld_reduce and multimem.st (PTX ISA)
     """
-    assert group.domains == 1, "a switch adds up within its NVLink domain"
-    return [through_the_switch(group.n, size * (1 + 1 / group.n))]
+    return [sums_in_switches(group, size)]
 
 
 # ---- all-gather and reduce-scatter --------------------------------------------------------------
 
 
 def ring_all_gather(group: Group, size: np.ndarray) -> list[Round]:
-    """Every member hands its neighbour one part per round, until all have all.
+    """Every member hands its neighbours on `rings` one part per round, until all have all.
 
     size     float64[G, n] bytes each member contributes
     Returns  n - 1 rounds, written once where all parts of a group are equal
     """
-    return _parts_round_the_ring(group.n, size, first=0)
+    return _parts_round_the_rings(rings(group), size, first=0)
 
 
 def ring_reduce_scatter(group: Group, size: np.ndarray) -> list[Round]:
-    """Partial sums travel round the ring until each arrives, complete, where it belongs.
+    """Partial sums travel round `rings` until each arrives, complete, where it belongs.
 
     size     float64[G, n] bytes each member keeps
     Returns  n - 1 rounds, written once where all parts of a group are equal
     """
-    return _parts_round_the_ring(group.n, size, first=-1)
+    return _parts_round_the_rings(rings(group), size, first=-1)
 
 
-def _parts_round_the_ring(n: int, size: np.ndarray, first: int) -> list[Round]:
-    """In its first round member i passes on part i + first, then each time what it got before."""
-    source, target = _ring(n)
+def _parts_round_the_rings(orders: np.ndarray, size: np.ndarray, first: int) -> list[Round]:
+    """In its first round the ith of a ring passes on part i + first, then each time what it got before."""
+    count, n = orders.shape
+    source, target, shares = orders.ravel(), _following(orders), size / count
     if (size == size[:, :1]).all():
-        return [Round(source, target, size, repeat=n - 1)]
-    return [Round(source, target, size[:, (source + first - k) % n]) for k in range(n - 1)]
+        return [Round(source, target, shares[:, source], repeat=n - 1)]
+    return [
+        Round(source, target, shares[:, np.roll(orders, k - first, axis=1).ravel()]) for k in range(n - 1)
+    ]
 
 
 def direct_all_gather(group: Group, size: np.ndarray) -> list[Round]:
@@ -212,11 +217,12 @@ def _near_pairs(group: Group) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ring_broadcast(group: Group, size: np.ndarray) -> list[Round]:
-    """Member 0's bytes are handed on from neighbour to neighbour, piece by piece.
+    """Member 0's bytes are handed on along each of `rings`, piece by piece.
 
     size     float64[G] bytes
     """
-    return [spread(np.arange(group.n) - 1, size)]
+    orders = rings(group)
+    return [at_once([spread(chain_from(order, 0), size / len(orders)) for order in orders])]
 
 
 def binary_tree_broadcast(group: Group, size: np.ndarray) -> list[Round]:
@@ -264,7 +270,7 @@ ALL_REDUCE = {
     "ring": Collective(ring_all_reduce),
     "double_binary_tree": Collective(double_binary_tree_all_reduce),
     "hierarchical": Collective(hierarchical_all_reduce),
-    "in_switch": Collective(in_switch_all_reduce, needs="one domain"),
+    "in_switch": Collective(in_switch_all_reduce, needs="switches"),
     "one_shot": Collective(one_shot_all_reduce),
     "two_shot": Collective(two_shot_all_reduce),
 }

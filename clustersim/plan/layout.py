@@ -100,11 +100,17 @@ def _check_switches(deployment: Deployment, groups: Groups, topology: Topology) 
     name = deployment.algorithms.all_reduce
     if name == AUTO or COLLECTIVES["all_reduce"][name].needs == "anything":
         return
-    domains = int(domains_of(groups.tp.reshape(-1, groups.tp.shape[-1]), topology.domain).max()) + 1
-    if domains > 1:
+    if deployment.tensor_parallel == 1:
+        return
+    kinds = set(dict(topology.graph.nodes(data="kind")).values())
+    members = topology.domain[groups.tp.reshape(-1, groups.tp.shape[-1])]
+    alone = (members[:, :, None] == members[:, None, :]).sum(axis=2).min() == 1
+    if alone or "nvswitch" not in kinds:
+        lacks = "stands alone in its NVLink domain" if alone else "is joined to its peers without NVSwitch"
         raise ClustersimError(
-            f'deployment.algorithms.all_reduce: "{name}" works within one NVLink domain, but a TP group of '
-            f"{deployment.tensor_parallel} ranks spans {domains}; hierarchical, ring and {AUTO} work anywhere"
+            f'deployment.algorithms.all_reduce: "{name}" needs an NVSwitch between ranks, but a rank of a TP '
+            f"group of {deployment.tensor_parallel} {lacks}; ring, double_binary_tree, hierarchical and "
+            f"{AUTO} work anywhere"
         )
 
 

@@ -1,10 +1,44 @@
-"""Trees and chains through which bytes are passed on piece by piece."""
+"""Rings, and the trees and chains through which bytes are passed on piece by piece."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from clustersim.plan.rounds import DOWN, UP, Group, Round
+from clustersim.plan.rounds import DOWN, PEER, UP, Group, Round
+
+
+def rings(group: Group) -> np.ndarray:
+    """The orders in which a group's rings go round, int64[K, n] members; each carries as much.
+
+    A ring for every rail that all domains have, so that every card has its part: ring r comes into
+    every other domain on rail r and leaves it on the next one, and the other way round in those
+    between, so that it keeps to one rail where it crosses the network (all the way round if the
+    domains are even in number). Where there is but one domain, one ring says it all.
+
+    Source   NCCL: a ring per channel, and channels over all cards; NCCL_CROSS_NIC
+    """
+    if group.domains == 1:
+        return np.arange(group.n)[None, :]
+    rails = int(group.sizes.min())
+    orders = []
+    for rail in range(rails):
+        order: list[int] = []
+        for domain, members in enumerate(group.at):
+            ends = [rail, (rail + 1) % rails]
+            entry, leave = ends if domain % 2 == 0 else ends[::-1]
+            around = np.roll(members[members >= 0], -entry).tolist()
+            last = [int(members[leave])] if leave != entry else []
+            order += [member for member in around if member not in last] + last
+        orders.append(order)
+    return np.array(orders)
+
+
+def chain_from(order: np.ndarray, first: int) -> np.ndarray:
+    """Parents along a ring that is opened before its member `first`: int64[n], -1 at that member."""
+    order = np.roll(order, -int(np.flatnonzero(order == first)[0]))
+    parent = np.full(len(order), -1)
+    parent[order[1:]] = order[:-1]
+    return parent
 
 
 def binary_tree(n: int) -> np.ndarray:
@@ -102,33 +136,88 @@ def spread(parent: np.ndarray, size: np.ndarray) -> Round:
     )
 
 
-def through_the_switch(n: int, size: np.ndarray) -> Round:
-    """Every member sends bytes up to the switch and gets as many down. size float64[G] bytes each."""
-    member, nothing = np.arange(n), np.full(n, -1)
-    return Round(
-        np.tile(member, 2),
-        np.tile(member, 2),
-        np.repeat(size[:, None], 2 * n, axis=1),
-        behind=np.concatenate([nothing, member])[:, None],
-        via=np.repeat(np.array([UP, DOWN], dtype=np.int8), n),
-    )
+def switched(member: np.ndarray, size: np.ndarray, way: int, behind: list[list[int]]) -> Round:
+    """Bytes between members and their switch.
+
+    member  int64[M]
+    size    float64[G] bytes of each
+    way     UP or DOWN
+    behind  for each member the flows that its own is behind, numbered as `at_once` numbers them
+    """
+    sizes = np.repeat(size[:, None], len(member), axis=1)
+    via = np.full(len(member), way, dtype=np.int8)
+    return Round(member, member, sizes, behind=padded(behind), via=via)
 
 
-def at_once(rounds: list[Round]) -> Round:
-    """Rounds of flows that pass bytes on, side by side as one round."""
+def at_once(rounds: list[Round], numbered: bool = False) -> Round:
+    """Rounds of flows that pass bytes on, side by side as one round.
+
+    numbered  flows are behind others as they are numbered in the result, not in their own round
+    """
     width = max(r.behind.shape[1] for r in rounds if r.behind is not None)
-    behind, first = [], 0
+    behind, via, first = [], [], 0
     for one in rounds:
-        assert one.behind is not None and one.via is None
-        shifted = np.where(one.behind >= 0, one.behind + first, -1)
+        assert one.behind is not None
+        shifted = np.where(one.behind >= 0, one.behind + (0 if numbered else first), -1)
         behind.append(np.pad(shifted, ((0, 0), (0, width - shifted.shape[1])), constant_values=-1))
+        via.append(np.full(len(one.source), PEER, dtype=np.int8) if one.via is None else one.via)
         first += len(one.source)
     return Round(
         np.concatenate([r.source for r in rounds]),
         np.concatenate([r.target for r in rounds]),
         np.concatenate([r.size for r in rounds], axis=1),
         behind=np.concatenate(behind),
+        via=None if all(r.via is None for r in rounds) else np.concatenate(via),
     )
+
+
+def sums_in_switches(group: Group, size: np.ndarray) -> Round:
+    """Switches add up what the members of a domain send, trees what domains have, switches copy it to all.
+
+    size     float64[G] bytes of each group's vector
+    Returns  in this order: everybody's vector up; down to each head (a member per domain and rail) its
+             rail's share of the domain's sums; these through two trees over the domains, per rail; up
+             from the heads the sums of all; down to everybody all of them
+    """
+    n, rails, domains = group.n, int(group.sizes.min()), group.domains
+    heads = group.at[:, :rails]
+    everybody, head = np.arange(n), heads.ravel()
+    parts = [
+        switched(everybody, size, UP, [[] for _ in range(n)]),
+        switched(head, size / rails, DOWN, [[member] for member in head.tolist()]),
+    ]
+    # Flows after which a head has its share of the sums, and the number of the next flow.
+    having, flow = [[n + place] for place in range(len(head))], n + len(head)
+    if domains > 1:
+        sums, having = having, [[] for _ in head]
+        for rail in range(rails):
+            places = np.arange(domains) * rails + rail
+            for parent in (binary_tree(domains), second_tree(domains)):
+                one = _among_heads(
+                    parent, size / (2 * rails), heads[:, rail], [sums[p][0] for p in places], flow
+                )
+                parts.append(one)
+                root = int(heads[parent < 0, rail][0])
+                for number, target in enumerate(one.target.tolist(), flow):
+                    # The root has it when all below it have sent, the others when it comes down.
+                    if (number - flow < domains - 1) == (target == root):
+                        having[int(group.domain[target]) * rails + rail].append(number)
+                flow += len(one.source)
+    last = [list(range(flow + d * rails, flow + (d + 1) * rails)) for d in group.domain.tolist()]
+    parts += [switched(head, size / rails, UP, having), switched(everybody, size, DOWN, last)]
+    return at_once(parts, numbered=True)
+
+
+def _among_heads(
+    parent: np.ndarray, size: np.ndarray, heads: np.ndarray, sums: list[int], first: int
+) -> Round:
+    """`reduce_and_spread` over domains, by their heads; a leaf is behind the flow that brought its sums."""
+    one = reduce_and_spread(parent, size)
+    assert one.behind is not None
+    behind = np.where(one.behind >= 0, one.behind + first, -1)
+    leaf = (behind == -1).all(axis=1)
+    behind[leaf, 0] = np.array(sums)[one.source[leaf]]
+    return Round(heads[one.source], heads[one.target], one.size, behind=behind)
 
 
 def padded(rows: list[list[int]]) -> np.ndarray:
