@@ -729,6 +729,38 @@ def test_what_is_counted_once_crosses_the_network_once_there_and_back() -> None:
         assert routed.carried[[tier == "gpu-nic" for tier in tiers]] == approx(S / 4)
 
 
+@pytest.mark.parametrize("name", COLLECTIVES["all_to_all"])
+@pytest.mark.parametrize("place", ["two servers", "uneven domains", "unlike groups"])
+def test_what_is_owed_has_come_with_the_last_flow_it_goes_by(name: str, place: str) -> None:
+    topology, groups = PLACES[place]
+    scenario = tiny(
+        topology, deployment=parallel(dp=8, etp=2, algorithms={"all_to_all": name}), workload={"sequences": 8}
+    )
+    n = groups.shape[1]
+    owed = sizes("all_to_all", len(groups), n)
+    owed[:, 0, 1] = 0.0
+    layout = lay_out(scenario)
+    routed = route(Exchange("all_to_all", groups, owed), layout, 0.0)
+    assert routed.brought is not None
+    source = np.concatenate([one.source for one in routed.rounds])
+    target = np.concatenate([one.target for one in routed.rounds])
+    first = len(routed.rounds[0].source)
+    for row, (group, domain) in enumerate(
+        zip(groups, domains_of(groups, layout.topology.domain), strict=True)
+    ):
+        how = Group(domain)
+        for i, j in product(range(n), range(n)):
+            flow = int(routed.brought[row * n + j, i])
+            if i == j or (owed[row, i, j] == 0 and flow < 0):
+                continue
+            relay = int(how.relay[i, domain[j]])
+            straight = name != "hierarchical" or domain[i] == domain[j] or relay == j
+            assert target[flow] == row * n + j, group
+            if owed[row, i, j]:
+                assert source[flow] == row * n + (i if straight else relay)
+                assert (flow < first) == straight
+
+
 def test_a_switch_halves_the_bytes_of_a_ring() -> None:
     scenario = tiny(
         single_server(8, latency=1e-6),

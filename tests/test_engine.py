@@ -834,6 +834,37 @@ def test_a_one_sided_exchange_does_not_make_the_early_wait_for_the_late() -> Non
     assert begun["one_sided"][2] == approx(late)
 
 
+# ---- hand-over between stages -------------------------------------------------------------------
+
+
+def test_a_scattered_hand_over_crosses_the_network_once_and_nvlink_for_the_rest() -> None:
+    # Four tokens of 64 numbers of two bytes, from a TP pair in one server to one in the other.
+    whole = 4 * 64 * 2
+
+    def spans(way: str) -> dict[str, np.ndarray]:
+        return spans_of(
+            trace_of(
+                tiny(
+                    rail_tree(2, 2),
+                    deployment=parallel(tp=2, pp=2, algorithms={"point_to_point": way}),
+                    workload={"sequences": 4},
+                )
+            )
+        )
+
+    def seconds(spans: dict[str, np.ndarray], operator: str) -> list[float]:
+        here = spans["operator"] == operator
+        return (spans["end"][here] - spans["start"][here]).tolist()
+
+    plain, scattered = spans("direct"), spans("scatter_gather")
+    assert seconds(plain, "stage_transfer") == approx([whole / NIC] * 2)
+    assert seconds(scattered, "stage_transfer") == approx([whole / 2 / NIC] * 2)
+    assert seconds(scattered, "stage_all_gather") == approx([whole / 2 / NVLINK] * 2)
+    assert plain["end"].max() - scattered["end"].max() == approx(whole / 2 / NIC - whole / 2 / NVLINK)
+    ways = dict(zip(scattered["operator"].tolist(), scattered["algorithm"].tolist(), strict=True))
+    assert (ways["stage_transfer"], ways["stage_all_gather"], ways["qkv"]) == ("scatter_gather", "ring", "")
+
+
 # ---- what a run holds ---------------------------------------------------------------------------
 
 
