@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import cast
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from clustersim.errors import ClustersimError
 from clustersim.physics import exchanges
 from clustersim.physics.exchanges import RoutedExchange, route
 from clustersim.physics.fidelity import build
-from clustersim.physics.startup import Shape, Startup
+from clustersim.physics.startup import Costs, Shape, Startup
 from clustersim.plan.collectives import AUTO, COLLECTIVES, check_algorithms, collective
 from clustersim.plan.layout import lay_out
 from clustersim.plan.rounds import DOWN, UP, Group, Round, backwards, domains_of, one_domain
@@ -531,7 +532,7 @@ def happened(
     arrivals: list[float],
     fidelity: str,
     launch: float = 0.0,
-    costs: object = None,
+    costs: Costs | None = None,
 ) -> tuple[Meeting, RoutedExchange]:
     """The exchange by itself; each member arrives at its time."""
     layout = lay_out(scenario)
@@ -795,7 +796,7 @@ def test_start_up_costs_are_paid_once_and_the_wire_carries_more_than_the_payload
 ) -> None:
     groups = np.array([[0, 4]]) if kind == "point_to_point" else np.arange(8)[None, :]
 
-    def done(latency: float, launch: float, costs: object) -> tuple[float, RoutedExchange]:
+    def done(latency: float, launch: float, costs: Costs | None) -> tuple[float, RoutedExchange]:
         scenario = tiny(
             rail_tree(2, 4, latency=latency), deployment=parallel(dp=8, etp=2), workload={"sequences": 8}
         )
@@ -804,14 +805,15 @@ def test_start_up_costs_are_paid_once_and_the_wire_carries_more_than_the_payload
         meeting, routed = happened(exchange, scenario, [0.0] * groups.size, "fluid", launch, costs)
         return max(meeting.done), routed
 
-    def fitted(costs: object, kind: str, algorithm: str, shape: Shape, size: float) -> Startup:
-        assert (costs, algorithm) == ("fitted", name)
+    def fitted(costs: Costs, kind: str, algorithm: str, shape: Shape, size: float) -> Startup:
+        assert costs is known and algorithm == name
         assert (shape.members, shape.domains) == (groups.shape[1], 2)
-        return Startup(launch=3e-6, wire=1.25, latency=40e-6)
+        return Startup(launch=3e-6, step=0.0, wire=1.25, latency=40e-6, transfer=0.0)
 
+    known = cast(Costs, object())
     monkeypatch.setattr(exchanges, "startup", fitted)
     bare, without = done(0.0, 0.0, None)
-    priced, routed = done(latency, 5e-6, "fitted")
+    priced, routed = done(latency, 5e-6, known)
     # Where flows begin at different times, some have a port to themselves for a while.
     at_their_own = (one.behind is not None or one.sending == "interleaved" for one in rounds_for(kind, name))
     late = 40e-6 if any(at_their_own) else 0.0

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clustersim.errors import ClustersimError
+from clustersim.physics.choice import quickest
 from clustersim.physics.network import Flows
-from clustersim.physics.startup import Shape, Startup, choose, startup
+from clustersim.physics.startup import Costs, Shape, Startup, choose, startup
 from clustersim.plan.collectives import AUTO, COLLECTIVES, Collective, collective
 from clustersim.plan.layout import Layout
 from clustersim.plan.paths import PathTable
@@ -112,13 +113,13 @@ def route(
     exchange: Exchange,
     layout: Layout,
     launch: float,
-    costs: object = None,
+    costs: Costs | None = None,
     kinds: Sequence[Alike] = (),
 ) -> RoutedExchange:
     """Rounds of an exchange on the links of the topology.
 
     launch   time before the first byte of the first round may move, s
-    costs    what the exchange costs beside its bytes, as physics.startup takes it
+    costs    what the exchange costs beside its bytes; None where nobody knows that
     kinds    what `alike` says of its groups, where that is known already
     Raises   ClustersimError where the algorithm cannot be done by these groups
     """
@@ -223,18 +224,20 @@ def nominal_size(kind: str, size: np.ndarray) -> np.ndarray:
     return size
 
 
-def _chosen(exchange: Exchange, kinds: Sequence[Alike], costs: object) -> str:
+def _chosen(exchange: Exchange, kinds: Sequence[Alike], costs: Costs | None) -> str:
     """What "auto" takes: one algorithm for all groups, by the most scattered and its largest exchange."""
     widest = max(kinds, key=lambda kind: kind.group.domains)
     size = nominal_size(exchange.kind, exchange.size[widest.rows])
     switched = all(kind.shape.in_switch for kind in kinds)
     table = COLLECTIVES[exchange.kind].items()
     among = [name for name, entry in table if switched or entry.needs == "anything"]
+    if costs is None:
+        return quickest(exchange.kind, widest.shape, float(size.max()), among)
     return choose(costs, exchange.kind, widest.shape, float(size.max()), among)
 
 
 def _startups(
-    exchange: Exchange, kinds: Sequence[Alike], algorithm: str, costs: object
+    exchange: Exchange, kinds: Sequence[Alike], algorithm: str, costs: Costs | None
 ) -> list[Startup | None]:
     """Costs of every group beside its bytes; None where nobody knows them."""
     size = nominal_size(exchange.kind, exchange.size).tolist()
@@ -423,7 +426,7 @@ def _brought(how: Collective, kinds: Sequence[Alike], n: int, rounds: list[Route
 class Routes:
     """Exchanges laid on links, remembered by content as long as they are few enough."""
 
-    def __init__(self, layout: Layout, costs: object = None) -> None:
+    def __init__(self, layout: Layout, costs: Costs | None = None) -> None:
         self._layout = layout
         self._costs = costs
         self._held: dict[tuple[object, ...], RoutedExchange] = {}
