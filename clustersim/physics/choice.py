@@ -33,7 +33,7 @@ def quickest(kind: str, shape: Shape, size: float, among: Collection[str]) -> st
 
 def _seconds(one: Round, group: Group, shape: Shape) -> float:
     far = group.domain[one.source] != group.domain[one.target]
-    latency = np.where(far, shape.network_latency, shape.nvlink_latency)
+    latency = np.where(far, float(shape.network_latency), float(shape.nvlink_latency))
     first = latency.copy()
     for _ in range(len(first) if one.behind is not None else 0):
         behind = np.append(first, 0.0)[one.behind].max(axis=1)

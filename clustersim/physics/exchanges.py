@@ -249,7 +249,9 @@ def _startups(
         for row in kind.rows.tolist():
             if size[row] not in held:
                 held[size[row]] = startup(costs, exchange.kind, algorithm, kind.shape, size[row])
-            found[row] = held[size[row]]
+            cost = held[size[row]]
+            # A closed form says inf where nobody uses the algorithm for such a group.
+            found[row] = cost if np.isfinite([cost.launch, cost.latency, cost.wire]).all() else None
     return found
 
 
@@ -282,7 +284,7 @@ def _lay(one: Round, kind: Alike, groups: np.ndarray, layout: Layout) -> _Laid:
     table = _paths(ranks[:, one.source].ravel(), ranks[:, one.target].ravel(), one, kind, ranks, layout)
     # Equal rounds one behind the other: each waits its latency, and all bytes cross the same links.
     latency = _one_behind_the_other(table.latency.reshape(shape) * one.repeat, one.behind)
-    if one.sending == "together":
+    if one.sending == "together" or one.behind is not None:
         latency = _of_the_farthest(latency, one.size > 0)
     return _Laid(one, table.links.reshape(*shape, -1), latency, one.size * one.repeat)
 
@@ -293,8 +295,7 @@ def _priced(rounds: list[_Laid], extra: list[Startup | None], launch: float) -> 
     extra    per group
     launch   s that any exchange waits before its first byte
 
-    All rounds together wait what the start-up says: latencies of paths are stretched to that, which
-    keeps the order in which flows of a pipeline begin.
+    All rounds together wait what the start-up says: latencies of paths are stretched to that.
     """
     longest = np.array([laid.latency.max(axis=1, initial=0.0, where=laid.wire > 0) for laid in rounds])
     whole = longest.sum(axis=0) if rounds else np.zeros(len(extra))
@@ -333,7 +334,8 @@ def _flat(laid: _Laid, members: np.ndarray) -> _Flat:
 
 
 def _of_the_farthest(latency: np.ndarray, some: np.ndarray) -> np.ndarray:
-    """Sends of a group that are begun as one get going when the farthest of its peers can answer."""
+    """Sends of a group that are begun as one get going when the farthest of its peers can answer, and a
+    pipeline's when its first piece has come all the way: then all of them are busy until the last has."""
     farthest = np.where(some, latency, 0.0).max(axis=1, initial=0.0)
     return np.broadcast_to(farthest[:, None], latency.shape)
 

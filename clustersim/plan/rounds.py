@@ -88,7 +88,8 @@ class Round:
                     of each flow in turn, so that they share links as their bytes; together:
                     interleaved, and all begin when the farthest peer can answer
     behind          int[F, B] flows of this round whose bytes a flow passes on piece by piece, padded
-                    with -1: its first byte follows theirs. None where nobody passes anything on
+                    with -1: its first byte follows theirs, and the bytes move when the first piece has
+                    come all the way. None where nobody passes anything on
     via             int8[F] PEER, UP (from the source to the switch that adds up or copies; target is
                     the source) or DOWN (from there to the target, which is the source). None: all PEER
     """
