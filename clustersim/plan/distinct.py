@@ -60,20 +60,32 @@ def expected(tokens: np.ndarray, copies: np.ndarray, domain: np.ndarray, top_k: 
     domains = int(domain.max()) + 1
     whole = tokens.sum(axis=1) / top_k
     share = tokens / np.maximum(whole, 1.0)[:, None]
-    single = np.zeros((len(tokens), domains))
+    chosen = _by_domain(share, copies, domain)
     chance = np.zeros((len(tokens), domains, top_k + 1))
     chance[:, :, 0] = 1.0
-    for d in range(domains):
-        here = np.flatnonzero(domain == d)
-        for expert in np.unique(copies[here]):
-            # A token goes to one copy of an expert only, so the copies in a domain count as one.
-            p = np.minimum(share[:, here[copies[here] == expert]].sum(axis=1), 1.0)
-            single[:, d] = np.maximum(single[:, d], p)
-            chance[:, d, 1:] = chance[:, d, 1:] * (1 - p)[:, None] + chance[:, d, :-1] * p[:, None]
-            chance[:, d, 0] *= 1 - p
+    for p in np.moveaxis(chosen, 2, 0)[:, :, :, None]:
+        chance[:, :, 1:] = chance[:, :, 1:] * (1 - p) + chance[:, :, :-1] * p
+        chance[:, :, :1] *= 1 - p
     mean = share @ (domain[:, None] == np.arange(domains))
     some = 1.0 - _none_there(chance, mean)
-    return np.asarray(np.clip(some, single, np.minimum(mean, 1.0)) * whole[:, None])
+    largest = chosen.max(axis=2)
+    return np.asarray(np.clip(some, largest, np.minimum(mean, 1.0)) * whole[:, None])
+
+
+def _by_domain(share: np.ndarray, copies: np.ndarray, domain: np.ndarray) -> np.ndarray:
+    """Share of a source's tokens that go to each expert of each domain, float64[N, D, most].
+
+    A token goes to one copy of an expert only, so the copies in a domain count as one.
+    """
+    experts = int(copies.max()) + 1
+    places, which = np.unique(domain * experts + copies, return_inverse=True)
+    home = places // experts
+    sizes = np.bincount(home)
+    number = np.arange(len(places)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    found = np.zeros((len(share), len(sizes), int(sizes.max())))
+    for copy, place in enumerate(which.tolist()):
+        found[:, home[place], number[place]] += share[:, copy]
+    return np.minimum(found, 1.0)
 
 
 def _none_there(chance: np.ndarray, mean: np.ndarray) -> np.ndarray:
