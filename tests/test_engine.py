@@ -31,6 +31,7 @@ from scenarios import (
     trace_of,
 )
 
+from clustersim.analysis.summary import summarize
 from clustersim.engine import fabric, replica, simulation
 from clustersim.engine.gpu import SERVICE
 from clustersim.errors import ScenarioError
@@ -832,6 +833,33 @@ def test_a_one_sided_exchange_does_not_make_the_early_wait_for_the_late() -> Non
     for rank in (0, 1, 3):
         assert (begun["one_sided"][rank] < late / 10).all()
     assert begun["one_sided"][2] == approx(late)
+
+
+# ---- algorithms that are chosen -----------------------------------------------------------------
+
+
+def test_auto_is_decided_by_the_bytes_of_each_exchange_and_written_down() -> None:
+    trace = trace_of(
+        tiny(
+            single_server(4, latency=1e-6),
+            deployment=parallel(tp=4, algorithms={"all_reduce": "auto"}),
+            workload={"phase": "both", "prompt_tokens": 1000, "decode_steps": 1},
+        )
+    )
+    exchanges, spans = table(trace, "exchanges"), spans_of(trace)
+    reduces = exchanges["kind"] == "all_reduce"
+    phases, vector = exchanges["phase"][reduces].tolist(), 4 * 64 * 2
+    found = dict(zip(phases, exchanges["algorithm"][reduces].tolist(), strict=True))
+    # One latency for 512 bytes; for half a megabyte least bytes count: the switch's.
+    assert found == {"prefill": "in_switch", "decode": "one_shot"}
+    assert exchanges["count"][reduces].tolist() == [2, 2], "one in each of two layers"
+    here = spans["operator"] == "attention_all_reduce"
+    assert set(spans["algorithm"][here].tolist()) == set(found.values())
+    assert summarize(trace)["algorithms"]["all_reduce"] == {"one_shot": 0.5, "in_switch": 0.5}
+    # Bytes: what members send to the switch and get from it, and three copies of everybody's vector.
+    sent = dict(zip(phases, exchanges["bytes"][reduces].tolist(), strict=True))
+    assert sent["decode"] == approx(2 * 4 * 3 * vector)
+    assert sent["prefill"] == approx(2 * 2 * 4 * (1 + 1 / 4) * 1000 * vector)
 
 
 # ---- hand-over between stages -------------------------------------------------------------------

@@ -31,6 +31,8 @@ class RoutedRound:
     via      int8[F] as in plan.rounds.Round
     first    int64[M + 1] member m sends flows first[m] … first[m + 1] - 1
     pending  int64[M] flows that each member sends or receives; one to or from a switch counts twice
+    repeat   int64[F] equal rounds that each flow stands for; each costs the latency of the path
+    together the flows of a group begin together, after the latency of the farthest
     """
 
     flows: Flows
@@ -40,6 +42,8 @@ class RoutedRound:
     via: np.ndarray
     first: np.ndarray
     pending: np.ndarray
+    repeat: np.ndarray
+    together: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,8 +109,10 @@ class _Flat:
     wire: np.ndarray
     via: np.ndarray
     interleaved: np.ndarray
+    repeat: np.ndarray
     links: np.ndarray
     latency: np.ndarray
+    together: bool
 
 
 def route(
@@ -284,7 +290,7 @@ def _lay(one: Round, kind: Alike, groups: np.ndarray, layout: Layout) -> _Laid:
     table = _paths(ranks[:, one.source].ravel(), ranks[:, one.target].ravel(), one, kind, ranks, layout)
     # Equal rounds one behind the other: each waits its latency, and all bytes cross the same links.
     latency = _one_behind_the_other(table.latency.reshape(shape) * one.repeat, one.behind)
-    if one.sending == "together" or one.behind is not None:
+    if _begins_as_one(one):
         latency = _of_the_farthest(latency, one.size > 0)
     return _Laid(one, table.links.reshape(*shape, -1), latency, one.size * one.repeat)
 
@@ -328,9 +334,15 @@ def _flat(laid: _Laid, members: np.ndarray) -> _Flat:
         wire=laid.wire.ravel()[some],
         via=np.tile(via, groups)[some],
         interleaved=np.full(int(some.sum()), one.sending != "apart"),
+        repeat=np.full(int(some.sum()), one.repeat),
+        together=_begins_as_one(one),
         links=laid.links.reshape(len(some), -1)[some],
         latency=laid.latency.ravel()[some],
     )
+
+
+def _begins_as_one(one: Round) -> bool:
+    return one.sending == "together" or one.behind is not None
 
 
 def _of_the_farthest(latency: np.ndarray, some: np.ndarray) -> np.ndarray:
@@ -398,6 +410,8 @@ def _joined(laid: list[_Flat], members: int) -> RoutedRound:
         via=column(lambda one: one.via)[order],
         first=np.searchsorted(source, np.arange(members + 1)),
         pending=np.bincount(source, minlength=members) + np.bincount(target, minlength=members),
+        repeat=column(lambda one: one.repeat)[order],
+        together=any(one.together for one in laid),
     )
 
 
