@@ -286,6 +286,13 @@ VARIANTS: dict[str, Trace] = {
 }
 
 
+def test_algorithms_are_told_by_their_share_of_a_kinds_exchanges() -> None:
+    assert summarize(VARIANTS["whole"])["algorithms"] == {
+        "all_to_all": {"pairwise": 0.25, "hierarchical": 0.75},
+        "point_to_point": {"direct": 1.0},
+    }
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_summary_is_json_without_nan_and_has_every_key(name: str) -> None:
     summary = summarize(VARIANTS[name])
@@ -300,7 +307,13 @@ def paths(value: Any, place: str = "") -> set[str]:
         assert value is None or value.keys() == _DISTRIBUTION.keys()
         return {place}
     if isinstance(value, dict) and place != "prices":
-        free = {"phases": "<phase>", "tiers": "<tier>", "memory.parts": "<part>"}.get(place)
+        free = {
+            "phases": "<phase>",
+            "tiers": "<tier>",
+            "memory.parts": "<part>",
+            "algorithms": "<kind>",
+            "algorithms.<kind>": "<algorithm>",
+        }.get(place)
         parts = [paths(entry, f"{place}.{free or key}".lstrip(".")) for key, entry in value.items()]
         return set().union(*parts)
     if isinstance(value, list) and place != "notes":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from clustersim.analysis.claims import claim_notes, claimed
+from clustersim.analysis.exchanges import algorithms
 from clustersim.analysis.experts import experts
 from clustersim.analysis.latency import bounds, latencies, numbers, phases, throughput, words
 from clustersim.analysis.schema import SCHEMA_VERSION
@@ -40,6 +41,7 @@ def summarize(trace: Trace) -> dict[str, Any]:
         "bounds": bounds(trace),
         "mfu": mfu(trace),
         "experts": experts(trace),
+        "algorithms": algorithms(trace),
         "memory": memory(trace),
         "tiers": tiers(per_link),
         "claimed": claimed(trace, rates["total_tokens_per_second"], tpot),

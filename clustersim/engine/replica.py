@@ -175,13 +175,14 @@ class Replica:
         """Lowers and prices a pass, or takes an earlier pass's graph where both look alike."""
         scenario, layout = self.scenario, self.layout
         batch = one.batch(len(self._held))
-        counts = gated(batch, scenario, layout, number)
-        key = b"".join(a.tobytes() for a in (batch.tokens, batch.pairs, batch.context, batch.outputs, counts))
+        counts, distinct = gated(batch, scenario, layout, number)
+        enters = (batch.tokens, batch.pairs, batch.context, batch.outputs, counts)
+        key = b"".join(a.tobytes() for a in (*enters, *([] if distinct is None else [distinct])))
         prepared = self._prepared.get(key)
         if prepared is None:
             if len(self._prepared) >= _PREPARED:
                 self._prepared.clear()
-            graph = lower(batch, counts, layout)
+            graph = lower(batch, counts, layout, distinct)
             prepared = self._prepared[key] = prepare(graph, layout, scenario.model.format)
         return prepared
 
