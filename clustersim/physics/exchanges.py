@@ -25,6 +25,8 @@ class RoutedRound:
     source   int64[F] sending member, ascending; target int64[F] receiving member
     first    int64[M + 1] member m sends flows first[m] … first[m + 1] - 1
     pending  int64[M] flows that each member sends or receives
+    repeat   equal rounds that these flows stand for; each costs the latency of the path
+    together the flows of a group begin together, after the latency of the farthest
     """
 
     flows: Flows
@@ -32,6 +34,8 @@ class RoutedRound:
     target: np.ndarray
     first: np.ndarray
     pending: np.ndarray
+    repeat: int = 1
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +100,8 @@ def _route_round(one_round: Round, ranks: np.ndarray, n: int, paths: Paths, laun
         target=target,
         first=np.searchsorted(source, np.arange(members + 1)),
         pending=np.bincount(source, minlength=members) + np.bincount(target, minlength=members),
+        repeat=one_round.repeat,
+        together=one_round.interleaved,
     )
 
 

@@ -136,7 +136,9 @@ def _graph(scenario: Scenario, layout: Layout, one: Pass, number: int) -> StepGr
 
 
 def _work(graph: StepGraph, routes: Routes) -> Work:
-    return work_of(graph, [routes.of(op.exchange) for op in graph.operators if op.exchange is not None])
+    return work_of(
+        graph, [routes.of(op.exchange).carried for op in graph.operators if op.exchange is not None]
+    )
 
 
 def _notes(scenario: Scenario) -> list[str]:
