@@ -12,8 +12,8 @@ from clustersim.plan.topology import Links
 from clustersim.seeds import stream
 from clustersim.spec.workload import Fault
 
-#: (when, from then on so many times slower; inf: down)
-Switch = tuple[float, float]
+#: (when, position of the fault in the scenario, from then on so many times slower; inf: down)
+Switch = tuple[float, int, float]
 
 
 def slowness_of(faults: Sequence[Fault], rank: int) -> list[tuple[float, float, float]]:
@@ -110,9 +110,11 @@ def capacities(
     mine     positions in `faults` of those that befall the link; what befalls it at once multiplies
     Returns  changes at distinct times; the last of them holds for ever
     """
+    # One that changes nothing, but for ever, would be asked for its first change for ever.
+    mine = [i for i in mine if factor_of(faults[i]) > 1]
     factors = dict.fromkeys(mine, 1.0)
     last = {i: end_of(faults[i]) == inf and faults[i].kind == "down_link" for i in mine}
-    plans = merge(*(((at, i, factor) for at, factor in switches(faults[i], i, seed)) for i in mine))
+    plans = merge(*(switches(faults[i], i, seed) for i in mine))
     bandwidth = nominal
     for at, together in groupby(plans, key=lambda plan: plan[0]):
         for _, i, factor in together:
@@ -127,16 +129,16 @@ def capacities(
 def switches(fault: Fault, position: int, seed: int) -> Iterator[Switch]:
     """When a fault of a link sets in and lets go.
 
-    position  of the fault in the scenario: the name of its random stream, so that all links of one
+    position  of the fault in the scenario, and the name of its random stream, so that all links of one
               fault go down and come back together
     """
     bad, end = factor_of(fault), end_of(fault)
     for start, over in _spells(fault, position, seed):
         if start >= end:
             return
-        yield start, bad
+        yield start, position, bad
         if min(over, end) < inf:
-            yield min(over, end), 1.0
+            yield min(over, end), position, 1.0
 
 
 def _spells(fault: Fault, position: int, seed: int) -> Iterator[tuple[float, float]]:

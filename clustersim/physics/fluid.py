@@ -156,6 +156,7 @@ class Fluid:
     def stop(self, key: Hashable, positions: np.ndarray, now: float) -> np.ndarray:
         self._clock = now
         self._run(now)
+        self._now = max(self._now, now)
         while self._unshared:
             self._share()
             self._run(now)

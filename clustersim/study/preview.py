@@ -152,4 +152,10 @@ def _notes(scenario: Scenario) -> list[str]:
             f"{found / 1e9:,.4g} billion parameters, {experts / 1e9:,.4g} billion of them in "
             f"{model.layers} x {model.experts} experts; the dimensions are what is simulated."
         )
+    falls = any(f.kind in ("down_link", "flapping_link") and f.factor is None for f in scenario.faults)
+    if falls and scenario.network.on_down == "reroute":
+        notes.append(
+            "Links go down in this scenario, and flows then take other paths; the network bound is that of "
+            "the usual paths. A run reckons each step's bound from the paths that were taken."
+        )
     return notes
