@@ -26,7 +26,7 @@ from clustersim.engine.faults import capacities, link_faults, switches
 from clustersim.engine.link import link_process
 from clustersim.engine.outages import Outages
 from clustersim.errors import ClustersimError, ScenarioError, StuckError
-from clustersim.physics.exchanges import Routes
+from clustersim.physics.exchanges import RoutedExchange, RoutedRound, Routes
 from clustersim.physics.fidelity import NETWORKS, build
 from clustersim.physics.network import Finished, Flows
 from clustersim.plan.detours import Detours
@@ -36,7 +36,7 @@ from clustersim.plan.topology import Topology
 from clustersim.plan.topology import build as build_topology
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import Fault
-from clustersim.study.run import run_scenario
+from clustersim.study.run import load, run_scenario
 
 WORKLOADS = Path(__file__).parent.parent / "workloads"
 
@@ -388,6 +388,21 @@ def test_without_another_path_flows_wait_and_that_is_said() -> None:
     assert outages.past[0].stranded == 2
 
 
+def test_a_flow_that_ends_in_a_switch_has_no_detour() -> None:
+    # In-switch reductions send to the switch itself; no other switch would do.
+    scenario = rails("reroute")
+    topology = build_topology(scenario.topology)
+    links = list(zip(topology.links.source, topology.links.target, strict=True))
+    up, out = links.index(("gpu0", "server0/nvswitch")), links.index(("server0/nvswitch", "gpu1"))
+    path = np.array([[up, -1], [up, out]], dtype=np.int32)
+    flows = Flows(np.ones(2), np.ones(2), path, np.zeros(2))
+    ends, first = (np.array([0, 0]), np.array([0, 1])), np.array([0, 2, 2, 2, 2])
+    one_round = RoutedRound(flows, *ends, first, np.array([3, 1, 0, 0]))
+    routed = RoutedExchange(np.arange(4), 4, (one_round,), "all", np.zeros(len(links)))
+    ways = Outages(topology, "reroute", 0.0).ways(routed, one_round, np.arange(2), frozenset({up}))
+    assert ways.found.tolist() == [False, True]
+
+
 def test_a_flow_that_finds_no_way_takes_one_as_soon_as_a_link_is_back() -> None:
     downs = [
         fault("down_link", link="server0/nic0", start=4e-4),
@@ -488,12 +503,14 @@ class Counted:
             self.arrived[ends] = self.arrived.get(ends, 0.0) + came
 
 
+#: So slow that most of a run is exchanges, and faults meet flows under way.
+SLOW = {"nvlink": 1e7, "nic": 1e6, "pcie": 4e6}
 SCENARIOS = {
-    "one server": (single_server(2), parallel(dp=2)),
-    "rails": (rail_tree(2, 2, latency=1e-7), parallel(dp=4)),
-    "shared cards": (rail_tree(2, 2, nics=1), parallel(dp=4, etp=2)),
-    "fat tree": (fat_tree(2, 2) | {"spines": 2}, parallel(tp=2, dp=2)),
-    "pipeline": (rail_tree(2, 2), parallel(dp=2, pp=2)),
+    "one server": (single_server(2, **SLOW), parallel(dp=2)),
+    "rails": (rail_tree(2, 2, latency=1e-5, **SLOW), parallel(dp=4)),
+    "shared cards": (rail_tree(2, 2, nics=1, **SLOW), parallel(dp=4, etp=2)),
+    "fat tree": (fat_tree(2, 2, uplink=1e6, **SLOW) | {"spines": 2}, parallel(tp=2, dp=2)),
+    "pipeline": (rail_tree(2, 2, **SLOW), parallel(dp=2, pp=2)),
 }
 
 
@@ -515,7 +532,9 @@ def troubled(draw: st.DrawFn, fidelity: str) -> Scenario:
     faults = []
     for plan in draw(plans):
         start, length = draw(times), draw(times) + lasts / 1000
-        spell = {"start": f"{start!r} s"} | ({"end": f"{start + length!r} s"} if "end" in plan else {})
+        spell = {"start": f"{start!r} s"}
+        if "end" in plan or draw(st.integers(0, 3)):
+            spell["end"] = f"{start + length!r} s"
         if "period" in plan:
             spell |= {"period": f"{max(draw(times), lasts / 50)!r} s"}
         faults.append(plan | spell | {"link": draw(st.sampled_from(names))})
@@ -523,7 +542,7 @@ def troubled(draw: st.DrawFn, fidelity: str) -> Scenario:
     network = {
         "fidelity": fidelity,
         "chunk": "2 kB",
-        "on_down": draw(st.sampled_from(["wait", "reroute"])),
+        "on_down": draw(st.sampled_from(["wait", "reroute", "reroute"])),
         "reroute_after": f"{after!r} s",
     }
     return tiny(topology, **sections, network=network, faults=faults)
@@ -532,8 +551,8 @@ def troubled(draw: st.DrawFn, fidelity: str) -> Scenario:
 def run_counted(scenario: Scenario) -> tuple[Any, Counted]:
     counted: list[Counted] = []
 
-    def counting(fidelity: str, bandwidth: np.ndarray, chunk: float) -> Counted:
-        counted.append(Counted(build(fidelity, bandwidth, chunk), len(bandwidth)))
+    def counting(fidelity: str, bandwidth: np.ndarray, *others: Any) -> Counted:
+        counted.append(Counted(build(fidelity, bandwidth, *others), len(bandwidth)))
         return counted[-1]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -639,6 +658,17 @@ def drain(network: Any, now: float, held: dict[Hashable, np.ndarray], found: np.
 
 
 # ---- the whole program --------------------------------------------------------------------------
+
+
+def test_the_example_loses_little_by_rerouting_and_the_whole_outage_by_waiting() -> None:
+    example = str(WORKLOADS / "large_ep_link_down.toml")
+    lasted = [
+        run_scenario(load(example, overrides)).summary["simulated_seconds"]
+        for overrides in (["faults=[]"], [], ["network.on_down=wait"])
+    ]
+    calm, rerouted, waited = lasted
+    assert 1e-3 < rerouted - calm < 5e-3, "a millisecond until it is noticed, and narrower paths"
+    assert waited - calm == approx(0.1, rel=0.02), "100 ms, less what was left to compute when it began"
 
 
 def test_rerouting_saves_a_run_most_of_an_outage_that_waiting_would_cost() -> None:
