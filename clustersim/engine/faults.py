@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import merge
-from itertools import count, groupby
+from itertools import combinations, count, groupby
 from math import inf, prod
 
 from clustersim.errors import ClustersimError, nearest
@@ -38,7 +38,8 @@ def factor_of(fault: Fault) -> float:
 def link_faults(faults: Sequence[Fault], links: Links) -> dict[int, list[int]]:
     """Link number → its faults, by their position in the scenario.
 
-    Raises   ClustersimError for a link or vertex that the topology does not have
+    Raises   ClustersimError for a link or vertex that the topology does not have, and where two faults
+             make a link flap at once: between them it might never come back
     """
     if all(fault.link is None for fault in faults):
         return {}
@@ -48,7 +49,19 @@ def link_faults(faults: Sequence[Fault], links: Links) -> dict[int, list[int]]:
         if fault.link is not None:
             for link in _named(fault.link, number, f"faults.{position}.link"):
                 found.setdefault(link, []).append(position)
+    for link, mine in found.items():
+        _check_one_flaps(f"{links.source[link]}->{links.target[link]}", faults, mine)
     return found
+
+
+def _check_one_flaps(link: str, faults: Sequence[Fault], mine: Sequence[int]) -> None:
+    downs = [i for i in mine if faults[i].kind == "flapping_link" and faults[i].factor is None]
+    for i, other in combinations(downs, 2):
+        if max(faults[i].start, faults[other].start) < min(end_of(faults[i]), end_of(faults[other])):
+            raise ClustersimError(
+                f"faults.{other}.link: {link} already flaps by faults.{i} at that time; give them times "
+                "that do not overlap, or one of them a factor"
+            )
 
 
 def _named(name: str, number: Mapping[tuple[str, str], int], where: str) -> list[int]:
@@ -104,7 +117,7 @@ def _nearest(name: str, known: Mapping[str, object]) -> str:
 def capacities(
     nominal: float, faults: Sequence[Fault], mine: Sequence[int], seed: int
 ) -> Iterator[tuple[float, float]]:
-    """When a link's bandwidth changes, and to what: (s, bytes/s), in order of time, perhaps endless.
+    """When a link's bandwidth may change, and to what: (s, bytes/s), in order of time, perhaps endless.
 
     nominal  bytes/s without faults
     mine     positions in `faults` of those that befall the link; what befalls it at once multiplies
@@ -115,13 +128,11 @@ def capacities(
     factors = dict.fromkeys(mine, 1.0)
     last = {i: end_of(faults[i]) == inf and faults[i].kind == "down_link" for i in mine}
     plans = merge(*(switches(faults[i], i, seed) for i in mine))
-    bandwidth = nominal
     for at, together in groupby(plans, key=lambda plan: plan[0]):
         for _, i, factor in together:
             factors[i] = factor
-        before, bandwidth = bandwidth, nominal / prod(factors.values())
-        if bandwidth != before:
-            yield at, bandwidth
+        # Also where it stays what it was: what changes nothing for long must not be looked for for long.
+        yield at, nominal / prod(factors.values())
         if any(last[i] and factors[i] == inf for i in mine):
             return
 

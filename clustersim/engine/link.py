@@ -34,9 +34,12 @@ def link_process(
             yield env.any_of([env.timeout(at - env.now), over])
         if over.triggered:
             break
+        last = upcoming is None
+        if following == bandwidth and not last:
+            continue
         total += bandwidth * (env.now - since)
         bandwidth, since = following, env.now
-        fabric.set_capacity(link, bandwidth, last=upcoming is None)
+        fabric.set_capacity(link, bandwidth, last)
     if not over.processed:
         yield over
     offered[link] = total + bandwidth * (env.now - since)

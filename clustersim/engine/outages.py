@@ -82,8 +82,12 @@ class Outages:
         self._held: dict[int, tuple[RoutedRound, Around]] = {}
 
     def change(self, link: int, bandwidth: float, last: bool, now: float) -> Outage | None:
-        """A link has another bandwidth from now on; last: for ever. Returns the outage, if it is one."""
-        before = self._now.pop(link, None)
+        """A link's bandwidth from now on; last: for ever. Returns the outage that begins, if one does."""
+        before = self._now.get(link)
+        if before is not None and before.bandwidth == bandwidth:
+            self.gone = self.gone | {link} if last and bandwidth == 0 else self.gone
+            return None
+        self._now.pop(link, None)
         if before is not None:
             before.end = now
         self._know(self.known - {link})
