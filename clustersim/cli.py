@@ -1,6 +1,6 @@
 """The command line: a thin layer over `study`. Results on standard output, talk on standard error.
 
-Exit status: 0 done, 1 internal error, 2 wrong input, 130 interrupted.
+Exit status: 0 done, 1 internal error, 2 wrong input, 3 a run that cannot end, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run(
     The folder is results/<name>-<hash> unless --out names another. It holds scenario.toml (every
     default written out), summary.json and trace/*.parquet, and appears whole or not at all.
     """
-    from clustersim.errors import ClustersimError
+    from clustersim.errors import ClustersimError, StuckError
     from clustersim.study.run import load, peers, result_folder, run_scenario, save_failure
 
     scenario = load(file, overrides, seed)
@@ -63,6 +63,9 @@ def run(
     try:
         with _progress(quiet or as_json) as tell:
             result = run_scenario(scenario, str(file), tell)
+    except StuckError as error:
+        save_failure(scenario, folder, error)
+        raise
     except ClustersimError:
         raise
     except Exception as error:
@@ -207,7 +210,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _status(arguments: list[str] | None) -> int:
-    from clustersim.errors import ClustersimError
+    from clustersim.errors import ClustersimError, StuckError
 
     try:
         outcome = cli.main(args=arguments, standalone_mode=False)
@@ -217,6 +220,8 @@ def _status(arguments: list[str] | None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
+    except StuckError as error:
+        return _say(str(error), 3)
     except ClustersimError as error:
         return _say(str(error), 2)
     except Exception:

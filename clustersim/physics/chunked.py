@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 
 import numpy as np
@@ -69,12 +69,14 @@ class Chunked:
         self._events: list[tuple[float, int, _Flow | _Link, int]] = []
         self._counter = count()
         self._finished: Finished = []
+        self._flows: dict[tuple[Hashable, int], _Flow] = {}
 
     def start(self, flows: Flows, key: Hashable, now: float) -> None:
         paths = [[link for link in path if link >= 0] for path in flows.links.tolist()]
         sizes, weights = flows.size.tolist(), flows.weight.tolist()
         for position, (path, size, weight) in enumerate(zip(paths, sizes, weights, strict=True)):
             flow = _Flow(key, position, path, weight, size, size if path else 0.0)
+            self._flows[key, position] = flow
             self._push(now + float(flows.latency[position]), flow, 0)
 
     def set_capacity(self, link: int, bandwidth: float, now: float) -> None:
@@ -98,6 +100,24 @@ class Chunked:
                 self._forward(what, time)
         finished, self._finished = self._finished, []
         return finished
+
+    def stop(self, key: Hashable, positions: np.ndarray, now: float) -> np.ndarray:
+        flows = [self._flows.pop((key, p)) for p in positions.tolist()]
+        gone = {id(flow) for flow in flows}
+        self._events = [event for event in self._events if id(event[2]) not in gone]
+        heapify(self._events)
+        for link in self._links:
+            link.sources = [entry for entry in link.sources if id(entry[2]) not in gone]
+            heapify(link.sources)
+            link.queue = deque(c for c in link.queue if c is None or id(c[0]) not in gone)
+            if link.offered and not link.sources:
+                link.queue.remove(None)
+                link.offered = False
+            if link.serving is not None and id(link.serving[0]) in gone:
+                link.serving = None
+                link.version += 1
+                self._serve(link, now)
+        return np.array([flow.missing for flow in flows])
 
     def _push(self, time: float, what: _Flow | _Link, version: int) -> None:
         heappush(self._events, (time, next(self._counter), what, version))
@@ -169,3 +189,4 @@ class Chunked:
         before, flow.missing = flow.missing, flow.missing - size
         if flow.missing < _DONE <= before or not flow.path:
             self._finished.append((flow.key, np.array([flow.position])))
+            del self._flows[flow.key, flow.position]

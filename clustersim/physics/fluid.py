@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -152,6 +152,52 @@ class Fluid:
         self._run(now)
         finished, self._finished = self._finished, []
         return finished
+
+    def stop(self, key: Hashable, positions: np.ndarray, now: float) -> np.ndarray:
+        self._clock = now
+        self._run(now)
+        self._now = max(self._now, now)
+        while self._unshared:
+            self._share()
+            self._run(now)
+        for at, (time, number, act, what, detail) in enumerate(self._events):
+            if isinstance(what, _Plan) and detail == key:
+                unsent, others = self._planned_without(what, positions)
+                self._events[at] = (time, number, act, others, key)
+                if others is None:
+                    del self._events[at]
+                    heapify(self._events)
+                return unsent
+        pool = next(pool for pool in self._pools.values() if key in pool.keys)
+        crowd = self._crowd(pool.shape, pool.rest(now), pool.keys)
+        of_key = crowd.whole[0] == pool.keys.index(key)
+        gone = of_key & np.isin(crowd.whole[1], positions)
+        where = np.full(int(positions.max()) + 1, -1)
+        where[crowd.whole[1, gone]] = np.flatnonzero(gone)
+        left: np.ndarray = crowd.real[0, where[positions]]
+        if gone.all():
+            self._drop(pool)
+            return left
+        pool.version += 1
+        pool.void = True
+        pool.crowds = [_Crowd(crowd.real[:, ~gone], crowd.whole[:, ~gone], 0.0, crowd.keys)]
+        self._unshared.append(pool)
+        return left
+
+    def _planned_without(self, plan: _Plan, positions: np.ndarray) -> tuple[np.ndarray, _Plan | None]:
+        """Bytes of flows that have not begun, and the plan of the others, None if there are none."""
+        shape, rest = plan.shape, plan.rest
+        stays = ~np.isin(shape.position, positions)
+        left: np.ndarray = rest.left[np.searchsorted(shape.position, positions)]
+        if not stays.any():
+            return left, None
+        path = np.append(shape.links, len(self._nominal))[shape.table[:, stays]]
+        count = int(stays.sum())
+        part = self._shape(shape.weight[stays], path, np.zeros(count, dtype=np.intp), shape.position[stays])
+        rows, unknown = np.arange(count), (np.full(count, UNKNOWN), np.full(count, len(part.links)))
+        return left, _Plan(
+            part, Rest(rows, rest.left[stays], rest.wait[stays], *unknown, np.inf), plan.lead, None
+        )
 
     def _push(self, time: float, act: Callable[[float, Any, Any], None], what: Any, detail: Any) -> None:
         heappush(self._events, (time, next(self._counter), act, what, detail))

@@ -67,6 +67,13 @@ class Network(Protocol):
         """
         ...
 
+    def stop(self, key: Hashable, positions: np.ndarray, now: float) -> np.ndarray:
+        """Takes flows of a start out of the network, int[P]; `finish` has not named them, nor will it.
+
+        Returns   float64[P] bytes of each that have not arrived
+        """
+        ...
+
 
 class _Transfer:
     """One start under the port bound: the flows that are not done yet.
@@ -98,6 +105,17 @@ class _Transfer:
         self.ends = (self.since + rest)[order]
         self.rows, self.left, self.since = self.rows[order], self.left[order], self.since[order]
         self.version += 1
+
+    def leave(self, positions: np.ndarray, now: float) -> np.ndarray:
+        """Removes flows that have not ended; returns float64[P] bytes of each that are still to come."""
+        self.pause(now)
+        order = np.argsort(self.rows, kind="stable")
+        found = order[np.searchsorted(self.rows, positions, sorter=order)]
+        left: np.ndarray = self.left[found] * self.flows.size[positions]
+        stays = np.ones(len(self.rows), dtype=bool)
+        stays[found] = False
+        self.rows, self.left, self.since = self.rows[stays], self.left[stays], self.since[stays]
+        return left
 
     def take(self, now: float) -> np.ndarray:
         """Removes the flows that end by now; returns their positions."""
@@ -161,6 +179,17 @@ class PortBound:
             else:
                 del self._transfers[number]
         return finished
+
+    def stop(self, key: Hashable, positions: np.ndarray, now: float) -> np.ndarray:
+        number, transfer = next((n, t) for n, t in self._transfers.items() if t.key == key)
+        left = transfer.leave(positions, now)
+        if len(transfer.rows):
+            # The others keep their price: what left had its share of the port's time set aside.
+            transfer.price(self._capacity)
+            self._note(number, transfer)
+        else:
+            del self._transfers[number]
+        return left
 
     def _note(self, number: int, transfer: _Transfer) -> None:
         if transfer.ends[0] < np.inf:

@@ -40,6 +40,9 @@ Findings: TypeAlias = Iterator[tuple[KeyPath, str]]
 #: Longest span of arrivals, s: a double still resolves 0.1 ns there.
 LONGEST_RUN = 1e6
 
+#: Shortest period of a flapping link, s: the clock still tells it apart at the end of the longest run.
+SHORTEST_PERIOD = 1e-9
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -210,15 +213,14 @@ def _check_cables(topology: VertexByVertex, names: Counter[str]) -> Findings:
 
 
 def check_faults(faults: Sequence[Fault], topology: TopologySpec) -> Findings:
-    """Each fault names what its kind needs, and something that exists."""
+    """Each fault names what its kind needs and nothing else, and what it names exists."""
     gpus = gpu_count(topology)
     for position, fault in enumerate(faults):
         place = ("faults", position)
         yield from _check_target(fault, place, gpus)
-        if fault.end <= fault.start:
-            yield (*place, "end"), f"{fault.end:g} s is not after the start at {fault.start:g} s"
-        if fault.period <= 0:
-            yield (*place, "period"), "must be more than zero"
+        yield from _check_factor(fault, place)
+        yield from _check_times(fault, place)
+        yield from _check_flapping(fault, place)
 
 
 def _check_target(fault: Fault, place: KeyPath, gpus: int) -> Findings:
@@ -229,6 +231,35 @@ def _check_target(fault: Fault, place: KeyPath, gpus: int) -> Findings:
         yield (*place, other), f"{fault.kind} has no {other}; it needs {needed}"
     if fault.kind == "slow_gpu" and fault.gpu is not None and fault.gpu >= gpus:
         yield (*place, "gpu"), f"there is no GPU {fault.gpu}; the topology has 0 to {gpus - 1}"
+
+
+def _check_factor(fault: Fault, place: KeyPath) -> Findings:
+    if fault.kind == "down_link" and fault.factor is not None:
+        problem = "down_link carries nothing and has no factor; a link that still carries is a slow_link"
+        yield (*place, "factor"), problem
+    if fault.kind in ("slow_gpu", "slow_link") and fault.factor is None:
+        yield (*place, "factor"), f"missing key; {fault.kind} needs it"
+
+
+def _check_times(fault: Fault, place: KeyPath) -> Findings:
+    for name in ("start", "end"):
+        if (getattr(fault, name) or 0.0) > LONGEST_RUN:
+            never = "; left out it means never" if name == "end" else ""
+            yield (*place, name), f"at most {LONGEST_RUN:.0e} s are simulated{never}"
+    if fault.end is not None and fault.end <= fault.start:
+        yield (*place, "end"), f"{fault.end:g} s is not after the start at {fault.start:g} s"
+
+
+def _check_flapping(fault: Fault, place: KeyPath) -> Findings:
+    if fault.kind == "flapping_link":
+        if fault.period is None:
+            yield (*place, "period"), "missing key; flapping_link needs it"
+        elif fault.period < SHORTEST_PERIOD:
+            yield (*place, "period"), f"must be at least {SHORTEST_PERIOD * 1e9:g} ns"
+        return
+    for name, usual in (("period", None), ("duty", 0.5), ("timing", "regular")):
+        if getattr(fault, name) != usual:
+            yield (*place, name), f"{fault.kind} has no {name}; only flapping_link has"
 
 
 # --- the model and the work ----------------------------------------------------------------------

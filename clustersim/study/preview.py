@@ -138,7 +138,9 @@ def _graph(scenario: Scenario, layout: Layout, one: Pass, number: int) -> StepGr
 
 
 def _work(graph: StepGraph, routes: Routes) -> Work:
-    return work_of(graph, [routes.of(op.exchange) for op in graph.operators if op.exchange is not None])
+    return work_of(
+        graph, [routes.of(op.exchange).carried for op in graph.operators if op.exchange is not None]
+    )
 
 
 def _algorithms(graph: StepGraph, routes: Routes) -> dict[str, dict[str, float]]:
@@ -160,5 +162,11 @@ def _notes(scenario: Scenario) -> list[str]:
             f"The source calls this model {stated / 1e9:,.3g}B, but its dimensions give "
             f"{found / 1e9:,.4g} billion parameters, {experts / 1e9:,.4g} billion of them in "
             f"{model.layers} x {model.experts} experts; the dimensions are what is simulated."
+        )
+    falls = any(f.kind in ("down_link", "flapping_link") and f.factor is None for f in scenario.faults)
+    if falls and scenario.network.on_down == "reroute":
+        notes.append(
+            "Links go down in this scenario, and flows then take other paths; the network bound is that of "
+            "the usual paths. A run reckons each step's bound from the paths that were taken."
         )
     return notes

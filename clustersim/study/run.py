@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from clustersim.analysis.summary import summarize
+from clustersim.engine.faults import link_faults
 from clustersim.engine.simulation import simulate
-from clustersim.errors import ClustersimError, Mistake, ScenarioError
+from clustersim.errors import ClustersimError, Mistake, ScenarioError, StuckError
 from clustersim.plan.layout import Layout, lay_out
 from clustersim.plan.memory import does_not_fit, slots_of
 from clustersim.spec.reading import gpu_of, read_scenario
@@ -123,7 +124,9 @@ def laid_out(scenario: Scenario, shown: str) -> Layout:
     shown    what the user calls the scenario
     """
     try:
-        return lay_out(scenario)
+        layout = lay_out(scenario)
+        link_faults(scenario.faults, layout.topology.links)
+        return layout
     except ClustersimError as error:
         raise ScenarioError(shown, [Mistake("", str(error))]) from error
 
@@ -133,6 +136,7 @@ def run_scenario(scenario: Scenario, shown: str = "", tell: Tell = lambda done, 
 
     shown    what the user calls it, for messages
     tell     called after every pass with (done, all)
+    Raises   StuckError where something waits for a link that never returns
     """
     started = time.perf_counter()
     layout = laid_out(scenario, shown or scenario.name)
@@ -146,6 +150,8 @@ def run_scenario(scenario: Scenario, shown: str = "", tell: Tell = lambda done, 
     }
     try:
         trace = simulate(scenario, layout, facts, tell)
+    except StuckError:
+        raise
     except ClustersimError as error:
         raise ScenarioError(shown or scenario.name, [Mistake("", str(error))]) from error
     wall = time.perf_counter() - started

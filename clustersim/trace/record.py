@@ -160,11 +160,23 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "moved": ("float64", "HBM bytes it read and wrote in this run"),
     },
     "faults": {
-        "kind": ("text", "slow_gpu, slow_link or flapping_link"),
-        "place": ("text", "rank or link"),
+        "kind": ("text", "slow_gpu, slow_link, down_link or flapping_link"),
+        "place": ("text", "rank, link or vertex"),
         "start": ("float64", "s"),
-        "end": ("float64", "s"),
-        "factor": ("float64", "how many times slower"),
+        "end": ("float64", "s; inf: never"),
+        "factor": ("float64", "how many times slower; inf: down"),
+    },
+    "outages": {
+        "link": ("int32", "link that was slow or down"),
+        "start": ("float64", "from when on, s"),
+        "end": ("float64", "when that was over, or the run, s"),
+        "bandwidth": ("float64", "what it carried meanwhile, bytes/s; 0: down"),
+        "noticed": ("float64", "when flows were first sent around it, s; NaN: never"),
+        "moved": ("int64", "flows under way that left it for another path"),
+        "moved_bytes": ("float64", "what these had still to send, bytes"),
+        "avoided": ("int64", "flows that began on another path because of it"),
+        "avoided_bytes": ("float64", "their bytes"),
+        "stranded": ("int64", "flows that found no other path and waited"),
     },
 }
 
