@@ -11,7 +11,7 @@ from clustersim.analysis.claims import claim_notes, claimed
 from clustersim.analysis.experts import experts
 from clustersim.analysis.latency import bounds, latencies, numbers, phases, throughput, words
 from clustersim.analysis.schema import SCHEMA_VERSION
-from clustersim.analysis.utilization import busiest, gpus, links, mfu, spread, tiers
+from clustersim.analysis.utilization import busiest, gpus, links, mfu, queues, spread, tiers
 from clustersim.trace.plain import plain
 from clustersim.trace.record import Trace
 
@@ -42,6 +42,7 @@ def summarize(trace: Trace) -> dict[str, Any]:
         "experts": experts(trace),
         "memory": memory(trace),
         "tiers": tiers(per_link),
+        "queues": queues(trace),
         "claimed": claimed(trace, rates["total_tokens_per_second"], tpot),
         "prices": facts.get("prices"),
         "gpus": per_gpu,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import floor
 from typing import Any
 
@@ -15,10 +15,13 @@ from clustersim.engine.gpu import SERVICE, Inbox, compute_stream, transfer_strea
 from clustersim.engine.ledger import Ledger
 from clustersim.engine.link import link_process
 from clustersim.engine.replica import Replica
-from clustersim.errors import pick
-from clustersim.physics.fidelity import build
+from clustersim.errors import ClustersimError, pick
+from clustersim.physics.chunked import Deadlock, Queues
+from clustersim.physics.fidelity import build, depths
+from clustersim.physics.network import Network
 from clustersim.plan.layout import Layout
 from clustersim.plan.memory import kv_bytes_per_token, needs
+from clustersim.plan.topology import Links
 from clustersim.serving.arrivals import requests
 from clustersim.serving.kvcache import KvPool
 from clustersim.spec.scenario import Scenario
@@ -39,7 +42,7 @@ def simulate(
     """
     env = simpy.Environment()
     links = layout.topology.links
-    network = build(scenario.network.fidelity, links.bandwidth, scenario.network.chunk)
+    network = _network(scenario, links.bandwidth)
     fabric = Fabric(env, network)
     recorder = Recorder()
     ledger = Ledger(layout, recorder, scenario.trace.level)
@@ -49,12 +52,16 @@ def simulate(
     over = env.event()
     offered = np.zeros(len(links.bandwidth))
     _links(env, scenario, layout, fabric, offered, over)
-    env.run(until=env.process(_whole(env, replica, scenario, over)))
+    try:
+        env.run(until=env.process(_whole(env, replica, scenario, over)))
+    except Deadlock as error:
+        raise ClustersimError(_deadlock(error.links, links)) from error
     replica.write_requests()
     ledger.write_sums()
     _machine_rows(recorder, scenario, layout, ledger)
     _memory_rows(recorder, scenario, layout, pool)
     _link_rows(recorder, layout, replica.carried, offered)
+    _queue_rows(recorder, network, env.now)
     return recorder.finish(
         {
             **facts,
@@ -63,6 +70,20 @@ def simulate(
             "events": _events(env),
             "prices": {"measured": 0.0, "interpolated": 0.0, "extrapolated": 0.0, "formula": 1.0},
         }
+    )
+
+
+def _network(scenario: Scenario, bandwidth: np.ndarray) -> Network:
+    how = scenario.network
+    queues = Queues(how.queueing, how.switching, how.window, how.buffer)
+    return build(how.fidelity, bandwidth, how.chunk, queues)
+
+
+def _deadlock(circle: Sequence[int], links: Links) -> str:
+    names = ", ".join(f"{links.source[link]}->{links.target[link]}" for link in circle)
+    return (
+        f"network.buffer: the full queues of {names} wait for each other in a circle, for ever; take a "
+        'larger buffer, 0 for no bound, or queueing = "fair"'
     )
 
 
@@ -165,3 +186,10 @@ def _link_rows(recorder: Recorder, layout: Layout, carried: np.ndarray, offered:
         bytes=carried,
         offered=offered,
     )
+
+
+def _queue_rows(recorder: Recorder, network: Network, end: float) -> None:
+    link, rows = depths(network, end)
+    if len(link):
+        start, until, mean, most = rows.T
+        recorder.rows("queues", link=link, start=start, end=until, mean=mean, max=most)

@@ -40,6 +40,10 @@ import numpy as np
 from clustersim.errors import ClustersimError, pick
 from clustersim.physics.depths import Depth
 from clustersim.physics.network import Finished, Flows
+from clustersim.units import show
+
+#: Chunks that are served in a run at most, counted at every link; at 3 us each this is some minutes.
+MOST_SERVICES = 50_000_000
 
 #: A flow is done when less is missing, bytes.
 _DONE = 0.5
@@ -63,13 +67,13 @@ class Queues:
 
     queueing   "fair" or "fifo"
     switching  "store_and_forward" or "cut_through"
-    window     chunks of a flow that may be under way per link of its path, 0: no bound
-    buffer     bytes that a queue of "fifo" holds, 0: no bound; otherwise no less than a chunk
+    window     chunks of a flow that may be under way per link of its path, at least 1
+    buffer     bytes that a queue of "fifo" holds, 0: no bound; otherwise at least two chunks
     """
 
     queueing: str = "fair"
     switching: str = "store_and_forward"
-    window: int = 4
+    window: int = 2
     buffer: float = 0.0
 
 
@@ -79,7 +83,7 @@ class _Flow:
 
     unsent   chunks not yet sent from its source, of which the last has `last` bytes
     missing  bytes not yet arrived
-    room     chunks it may still send before one arrives, inf: no bound
+    room     chunks it may still send before one arrives
     hops     its place at every link of its path
     stopped  it was taken out; what is still noted of it says nothing
     """
@@ -90,7 +94,7 @@ class _Flow:
     unsent: int
     last: float
     missing: float
-    room: float
+    room: int
     hops: list[_Hop] = field(default_factory=list)
     stopped: bool = False
 
@@ -257,12 +261,27 @@ _QUEUEING: dict[str, Callable[[count[int]], _Turns | _Line]] = {"fair": _Turns, 
 _SWITCHING = {"store_and_forward": False, "cut_through": True}
 
 
+def services(flows: Flows, chunk: float) -> float:
+    """How often a chunk of these flows is served by a link; chunk: bytes."""
+    chunks = np.maximum(np.ceil((flows.size - _DONE) / chunk), 1)
+    return float((chunks * (flows.links >= 0).sum(axis=1)).sum())
+
+
+def refuse_beyond(expected: float, chunk: float) -> None:
+    """Raises ClustersimError if so many services are more than MOST_SERVICES."""
+    if expected > MOST_SERVICES:
+        raise ClustersimError(
+            f"network.chunk = {show(chunk, 'size')}: links would serve at least {expected:,.0f} chunks, "
+            f'at most {MOST_SERVICES:,} are; take larger chunks, less traffic, or fidelity = "fluid"'
+        )
+
+
 class Chunked:
     """Flows move in chunks that queue at every link."""
 
     def __init__(self, bandwidth: np.ndarray, chunk: float, queues: Queues = Queues()) -> None:
         """bandwidth float64[K] bytes/s; chunk: bytes of a chunk, the last of a flow is shorter."""
-        assert chunk > 0 and queues.window >= 0 and (not queues.buffer or queues.buffer >= chunk)
+        assert chunk > 0 and queues.window > 0 and (not queues.buffer or queues.buffer >= 2 * chunk)
         bounded = queues.queueing == "fifo" and queues.buffer > 0
         discipline = pick(_QUEUEING, queues.queueing, "network.queueing")
         self._cut_through = pick(_SWITCHING, queues.switching, "network.switching")
@@ -277,15 +296,26 @@ class Chunked:
         self._flows: dict[Hashable, dict[int, _Flow]] = {}
         self._finished: Finished = []
         self._now = -inf
+        self._services = 0.0
 
     def start(self, flows: Flows, key: Hashable, now: float) -> None:
+        """Raises ClustersimError when it would have more chunks to serve than MOST_SERVICES."""
+        self._services += services(flows, self._chunk)
+        refuse_beyond(self._services, self._chunk)
         self._flows[key] = started = {}
         paths = [[self._links[link] for link in path if link >= 0] for path in flows.links.tolist()]
         sizes, weights, latency = flows.size.tolist(), flows.weight.tolist(), flows.latency.tolist()
         for position, (path, size, weight) in enumerate(zip(paths, sizes, weights, strict=True)):
-            room = self._window * len(path) or inf
             chunks = max(ceil((size - _DONE) / self._chunk), 1)
-            flow = _Flow(key, position, weight, chunks, size - (chunks - 1) * self._chunk, size if path else 0.0, room)
+            flow = _Flow(
+                key,
+                position,
+                weight,
+                chunks,
+                size - (chunks - 1) * self._chunk,
+                size,
+                self._window * len(path),
+            )
             flow.hops = [_Hop(flow, number, link) for number, link in enumerate(path)]
             for hop, after in pairwise(flow.hops):
                 hop.after = after
@@ -313,6 +343,15 @@ class Chunked:
             self._wake(link, now)
             self._serve(link, now)
         return np.array([flow.missing for flow in flows])
+
+    def depths(self, end: float) -> tuple[np.ndarray, np.ndarray]:
+        """How many bytes waited for each link over time, without those at the source of their flow.
+
+        end      when the run is over, s
+        Returns  int[N] link, float64[N, 4] begin s, end s, mean bytes, most bytes
+        """
+        found = [link.depth.intervals(end) for link in self._links]
+        return np.repeat(np.arange(len(found)), [len(rows) for rows in found]), np.concatenate(found)
 
     def next_finish(self) -> float:
         if self._finished:
@@ -344,7 +383,7 @@ class Chunked:
         if flow.stopped:
             return
         if not flow.hops:
-            self._arrive(flow, 0.0, now)
+            self._arrive(flow, flow.missing, now)
             return
         self._send(flow)
         self._serve(flow.hops[0].link, now)
@@ -477,13 +516,12 @@ class Chunked:
     def _arrive(self, flow: _Flow, size: float, now: float) -> None:
         flow.missing -= size
         flow.room += 1
-        if flow.missing < _DONE and not flow.stopped:
-            flow.stopped = True
+        if flow.missing < _DONE:
             started = self._flows[flow.key]
             del started[flow.position]
             if not started:
                 del self._flows[flow.key]
             self._finished.append((flow.key, np.array([flow.position])))
-        if flow.hops and flow.unsent > 0:
+        elif flow.unsent > 0:
             self._send(flow)
             self._serve(flow.hops[0].link, now)

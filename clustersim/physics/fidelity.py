@@ -24,6 +24,17 @@ def build(fidelity: str, bandwidth: np.ndarray, chunk: float, queues: Queues = Q
     return pick(NETWORKS, fidelity, where="network.fidelity")(bandwidth, chunk, queues)
 
 
+def depths(network: Network, end: float) -> tuple[np.ndarray, np.ndarray]:
+    """How many bytes waited for each link over time, as far as the network knows queues.
+
+    end      when the run is over, s
+    Returns  int[N] link, float64[N, 4] begin s, end s, mean bytes, most bytes
+    """
+    if isinstance(network, Chunked):
+        return network.depths(end)
+    return np.empty(0, dtype=np.intp), np.empty((0, 4))
+
+
 NETWORKS: Mapping[str, Callable[[np.ndarray, float, Queues], Network]] = {
     "port_bound": lambda bandwidth, chunk, queues: PortBound(bandwidth),
     "fluid": lambda bandwidth, chunk, queues: Fluid(bandwidth),
