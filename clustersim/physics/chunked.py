@@ -77,6 +77,10 @@ class Queues:
     buffer: float = 0.0
 
 
+#: What is taken where nothing is said; it judges the fluid.
+USUAL = Queues()
+
+
 @dataclass(slots=True, eq=False)
 class _Flow:
     """One flow.
@@ -279,7 +283,7 @@ def refuse_beyond(expected: float, chunk: float) -> None:
 class Chunked:
     """Flows move in chunks that queue at every link."""
 
-    def __init__(self, bandwidth: np.ndarray, chunk: float, queues: Queues = Queues()) -> None:
+    def __init__(self, bandwidth: np.ndarray, chunk: float, queues: Queues = USUAL) -> None:
         """bandwidth float64[K] bytes/s; chunk: bytes of a chunk, the last of a flow is shorter."""
         assert chunk > 0 and queues.window > 0 and (not queues.buffer or queues.buffer >= 2 * chunk)
         bounded = queues.queueing == "fifo" and queues.buffer > 0
@@ -307,15 +311,8 @@ class Chunked:
         sizes, weights, latency = flows.size.tolist(), flows.weight.tolist(), flows.latency.tolist()
         for position, (path, size, weight) in enumerate(zip(paths, sizes, weights, strict=True)):
             chunks = max(ceil((size - _DONE) / self._chunk), 1)
-            flow = _Flow(
-                key,
-                position,
-                weight,
-                chunks,
-                size - (chunks - 1) * self._chunk,
-                size,
-                self._window * len(path),
-            )
+            last, room = size - (chunks - 1) * self._chunk, self._window * len(path)
+            flow = _Flow(key, position, weight, chunks, last, size, room)
             flow.hops = [_Hop(flow, number, link) for number, link in enumerate(path)]
             for hop, after in pairwise(flow.hops):
                 hop.after = after

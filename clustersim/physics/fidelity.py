@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from clustersim.errors import pick
-from clustersim.physics.chunked import Chunked, Queues
+from clustersim.physics.chunked import USUAL, Chunked, Queues
 from clustersim.physics.fluid import Fluid
 from clustersim.physics.network import Network, PortBound
 
 
-def build(fidelity: str, bandwidth: np.ndarray, chunk: float, queues: Queues = Queues()) -> Network:
+def build(fidelity: str, bandwidth: np.ndarray, chunk: float, queues: Queues = USUAL) -> Network:
     """A network without traffic.
 
     fidelity   a key of NETWORKS

@@ -118,7 +118,10 @@ class _Transfer:
         self.since = np.maximum(self.since, now)
 
     def stop(self, positions: np.ndarray, now: float) -> np.ndarray:
-        """Takes flows out. Returns the bytes of each that have not come; the others no longer wait for them."""
+        """Takes flows out. Returns float64[P] bytes of each that have not come.
+
+        The others no longer wait for these.
+        """
         self.pause(now)
         missing = np.zeros(len(self.sizes))
         missing[self.rows] = self.left * self.sizes[self.rows]
