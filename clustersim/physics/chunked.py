@@ -329,17 +329,15 @@ class Chunked:
 
     def stop(self, key: Hashable, positions: np.ndarray, now: float) -> np.ndarray:
         self._run(now)
-        started = self._flows[key]
-        flows = [started.pop(position) for position in positions.tolist()]
-        if not started:
-            del self._flows[key]
+        found = [self._forget(key, position) for position in positions.tolist()]
+        flows = [flow for flow in found if flow is not None]
         for flow in flows:
             self._drop(flow, now)
         for link in {hop.link.number: hop.link for flow in flows for hop in flow.hops}.values():
             self._unblock(link)
             self._wake(link, now)
             self._serve(link, now)
-        return np.array([flow.missing for flow in flows])
+        return np.array([0.0 if flow is None else flow.missing for flow in found])
 
     def depths(self, end: float) -> tuple[np.ndarray, np.ndarray]:
         """How many bytes waited for each link over time, without those at the source of their flow.
@@ -426,6 +424,15 @@ class Chunked:
         self._time(link)
         if self._cut_through and after is not None:
             self._go_ahead(link, after, chunk, now)
+
+    def _forget(self, key: Hashable, position: int) -> _Flow | None:
+        """No longer knows the flow. Returns None if it ended at this very instant and nobody was told."""
+        flow = self._flows.get(key, {}).pop(position, None)
+        if flow is None:
+            self._finished = [(k, p) for k, p in self._finished if (k, int(p[0])) != (key, position)]
+        elif not self._flows[key]:
+            del self._flows[key]
+        return flow
 
     def _block(self, link: _Link, full: _Link) -> None:
         """The link waits for room. Raises Deadlock if that would be for ever."""
@@ -514,10 +521,7 @@ class Chunked:
         flow.missing -= size
         flow.room += 1
         if flow.missing < _DONE:
-            started = self._flows[flow.key]
-            del started[flow.position]
-            if not started:
-                del self._flows[flow.key]
+            self._forget(flow.key, flow.position)
             self._finished.append((flow.key, np.array([flow.position])))
         elif flow.unsent > 0:
             self._send(flow)
