@@ -419,13 +419,13 @@ def test_depth_over_time_loses_no_byte_second_and_no_peak(seed):
     for _ in range(rng.integers(0, 200)):
         step = float(rng.choice([0.0, 1e-7, 1e-5, 1e-3, 0.1]) * rng.random())
         area += waits * step
+        peak = max(peak, waits if step else 0.0)
         now += step
         change = float(rng.integers(-waits, 1000))
         waits += change
-        peak = max(peak, waits)
         depth.change(change, now)
-    end = now + float(rng.random())
-    area += waits * (end - now)
+    end = now + float(rng.uniform(0.01, 1))
+    area, peak = area + waits * (end - now), max(peak, waits)
     rows = depth.intervals(end)
     begin, until, mean, most = rows.T
     assert len(rows) <= 256

@@ -42,8 +42,8 @@ from clustersim.physics.depths import Depth
 from clustersim.physics.network import Finished, Flows
 from clustersim.units import show
 
-#: Chunks that are served in a run at most, counted at every link; at 3 us each this is some minutes.
-MOST_SERVICES = 50_000_000
+#: Chunks that are served in a run at most, counted at every link; at 3 to 5 us each, 1 to 2 minutes.
+MOST_SERVICES = 20_000_000
 
 #: A flow is done when less is missing, bytes.
 _DONE = 0.5

@@ -7,7 +7,7 @@ import numpy as np
 #: Intervals per link; when they are used up, each two become one.
 _MOST = 256
 
-#: Width of the first intervals, s; a power of two, so that doubling and dividing are exact.
+#: Width of the first intervals, s; a power of two, so that dividing by it is exact.
 _FINEST = 2.0**-20
 
 #: What is less does not count as waiting, bytes: sums of parts of bytes need not come out at zero.
@@ -31,10 +31,8 @@ class Depth:
 
     def change(self, by: float, now: float) -> None:
         """That many bytes more wait from now on."""
-        at = self._advance(now)
+        self._advance(now)
         self._bytes += by
-        if self._bytes > self._peak[at]:
-            self._peak[at] = self._bytes
 
     def intervals(self, end: float) -> np.ndarray:
         """What there was until a time that is no earlier than the last change.
@@ -42,29 +40,28 @@ class Depth:
         Returns  float64[N, 4] begin s, end s, mean bytes, most bytes; intervals in which nothing
                  waited are joined to one
         """
-        last = self._advance(end)
-        edges = np.minimum(np.arange(last + 2) * self._width, end)
-        peak = np.array(self._peak[: last + 1])
+        self._advance(end)
+        last = int(end / self._width) + 1
+        edges = np.minimum(np.arange(last + 1) * self._width, end)
+        peak = np.array(self._peak[:last])
         empty = peak < _NOTHING
         first = np.flatnonzero(~(empty & np.append(False, empty[:-1])) & (np.diff(edges) > 0))
         begin, until = edges[:-1][first], np.append(edges[first[1:]], end)[: len(first)]
-        area = np.where(empty, 0.0, self._area[: last + 1])[first]
-        return np.column_stack([begin, until, area / (until - begin), np.where(empty, 0.0, peak)[first]])
+        area, peak = (np.where(empty, 0.0, column)[first] for column in (self._area[:last], peak))
+        return np.column_stack([begin, until, area / (until - begin), peak])
 
-    def _advance(self, now: float) -> int:
-        """Counts what waited until now. Returns the interval that now lies in."""
+    def _advance(self, now: float) -> None:
+        """Counts what waited until now; what came and went at one instant did not wait."""
         while now >= self._width * _MOST:
             self._fold()
-        at, last = int(self._since / self._width), int(now / self._width)
-        while at < last:
-            edge = (at + 1) * self._width
-            self._area[at] += self._bytes * (edge - self._since)
+        at, waits = int(self._since / self._width), self._bytes
+        while self._since < now:
+            edge = min((at + 1) * self._width, now)
+            self._area[at] += waits * (edge - self._since)
+            if waits > self._peak[at]:
+                self._peak[at] = waits
             self._since = edge
             at += 1
-            self._peak[at] = self._bytes
-        self._area[at] += self._bytes * (now - self._since)
-        self._since = now
-        return at
 
     def _fold(self) -> None:
         none = [0.0] * (_MOST // 2)
