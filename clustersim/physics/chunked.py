@@ -460,7 +460,7 @@ class Chunked:
 
     def _drop(self, flow: _Flow, now: float) -> None:
         """Forgets a flow and its chunks wherever they are."""
-        flow.stopped, flow.unsent = True, 0
+        flow.stopped = True
         for hop in flow.hops:
             link, dropped = hop.link, hop.link.queue.drop(hop)
             if hop.number:
