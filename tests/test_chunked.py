@@ -346,11 +346,15 @@ STOPPING = {"port_bound": PortBound} | {
 @given(seed=seeds)
 @settings(max_examples=50, deadline=None)
 def test_the_room_of_what_is_stopped_is_free_for_others(switching, seed):
-    # Two flows, then two more, over a link that is down and full; the first two are stopped.
+    # The links 0 and 2 stand still: they would send into link 1, which is down and full. So does link 4,
+    # whose first flow is to be sent there, too; its 20 B fit once the others are stopped.
     rng = np.random.default_rng(seed)
-    network = Chunked(np.array([100.0, 0.0, 100.0, 100.0]), 10.0, Queues("fifo", switching, BLAST, 30.0))
+    network = Chunked(
+        np.array([100.0, 0.0, 100.0, 100.0, 100.0]), 10.0, Queues("fifo", switching, BLAST, 30.0)
+    )
     network.start(flows([500, 500], [[0, 1], [2, 1]]), "stopped", 0.0)
     network.start(flows([500, 500], [[0, 3], [2, 3]]), "kept", 0.0)
+    network.start(flows([20, 500], [[4, 1], [4]], latency=[5.0, 5.0]), "third", 0.0)
     stuck = float(rng.uniform(10, 20))
     assert network.finish(stuck) == []
     missing = network.stop("stopped", np.array([0, 1]), stuck)
@@ -358,15 +362,16 @@ def test_the_room_of_what_is_stopped_is_free_for_others(switching, seed):
     # 1000 B less what had gone by before all stood still, at 100 B/s.
     done = []
     while (now := network.next_finish()) < np.inf:
-        done += [(key, now) for key, _ in network.finish(now)]
-    assert [key for key, _ in done] == ["kept", "kept"]
-    assert stuck < done[-1][1] <= stuck + 10.2
+        done += [(now, key) for key, _ in network.finish(now)]
+    assert sorted(key for _, key in done) == ["kept", "kept", "third"]
+    assert stuck < done[0][0] and done[-1][0] <= stuck + 10.2
     network.set_capacity(1, 100.0, 100.0)
-    network.start(flows([500], [[0, 1]]), "after", 100.0)
+    assert [key for key, _ in network.finish(101.0)] == ["third"]
+    network.start(flows([500], [[0, 1]]), "after", 101.0)
     times = []
     while (now := network.next_finish()) < np.inf:
         times += [(key, now) for key, _ in network.finish(now)]
-    assert times == [("after", pytest.approx(105.1 if switching == "store_and_forward" else 105.0))]
+    assert times == [("after", pytest.approx(106.1 if switching == "store_and_forward" else 106.0))]
 
 
 @pytest.mark.parametrize("name", STOPPING)

@@ -27,9 +27,8 @@ Links that wait for each other in a circle would wait for ever: that is a `Deadl
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count, pairwise
 from math import ceil, inf
@@ -38,8 +37,8 @@ from typing import Any
 import numpy as np
 
 from clustersim.errors import ClustersimError, pick
-from clustersim.physics.depths import Depth
 from clustersim.physics.network import Finished, Flows
+from clustersim.physics.queueing import QUEUEING, Chunk, Flow, Hop, Link
 from clustersim.units import show
 
 #: Chunks that are served in a run at most, counted at every link; at 3 to 5 us each, 1 to 2 minutes.
@@ -81,187 +80,6 @@ class Queues:
 USUAL = Queues()
 
 
-@dataclass(slots=True, eq=False)
-class _Flow:
-    """One flow.
-
-    unsent   chunks not yet sent from its source, of which the last has `last` bytes
-    missing  bytes not yet arrived
-    room     chunks it may still send before one arrives
-    hops     its place at every link of its path
-    stopped  it was taken out; what is still noted of it says nothing
-    """
-
-    key: Hashable
-    position: int
-    weight: float
-    unsent: int
-    last: float
-    missing: float
-    room: int
-    hops: list[_Hop] = field(default_factory=list)
-    stopped: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Hop:
-    """A flow at one link of its path.
-
-    number    of the link in the path, from 0
-    after     the flow at the next link of the path, None at the last
-    waiting   its chunks that wait here, if they do not stand in a common queue
-    turn      bytes per weight that it has been served here, as the link counts
-    occupied  bytes of the link's buffer that it holds
-    """
-
-    flow: _Flow
-    number: int
-    link: _Link
-    after: _Hop | None = None
-    waiting: deque[_Chunk] = field(default_factory=deque)
-    turn: float = 0.0
-    occupied: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class _Chunk:
-    """Some bytes of a flow, and how many links of its path have what to do with them.
-
-    come    links to which they have come; under cut-through perhaps their first byte only
-    served  links that have spent size / bandwidth on them
-    left    links that their last byte has left
-    """
-
-    size: float
-    come: int = 1
-    served: int = 0
-    left: int = 0
-
-
-class _Turns:
-    """The flows with chunks at a link, in the order of their turns: start-time fair queueing.
-
-    now  where flows stood as they were served, the farthest of them
-
-    The key is the middle of a flow's next chunk, so that light flows come neither first nor last.
-    Source  Goyal, Vin, Cheng, Start-time fair queueing, ACM SIGCOMM 1996, with its start tags
-            moved by half a chunk
-    """
-
-    def __init__(self, counter: count[int]) -> None:
-        self._heap: list[tuple[float, int, _Hop]] = []
-        self._counter = counter
-        self.now = 0.0
-
-    def add(self, hop: _Hop, chunk: _Chunk) -> None:
-        hop.waiting.append(chunk)
-        if len(hop.waiting) == 1:
-            hop.turn = max(hop.turn, self.now)
-            self._line_up(hop, chunk)
-
-    def _line_up(self, hop: _Hop, chunk: _Chunk) -> None:
-        middle = hop.turn + chunk.size / 2 / hop.flow.weight
-        heappush(self._heap, (middle, next(self._counter), hop))
-
-    def first(self) -> tuple[_Hop, _Chunk] | None:
-        """Whose turn it is, and its chunk."""
-        while self._heap:
-            hop = self._heap[0][2]
-            if hop.waiting:
-                return hop, hop.waiting[0]
-            heappop(self._heap)
-        return None
-
-    def take(self) -> None:
-        """Removes what `first` gave."""
-        _, _, hop = heappop(self._heap)
-        chunk = hop.waiting.popleft()
-        self.now = max(self.now, hop.turn)
-        hop.turn += chunk.size / hop.flow.weight
-        if hop.waiting:
-            self._line_up(hop, hop.waiting[0])
-
-    def drop(self, hop: _Hop) -> float:
-        """Forgets a flow's chunks. Returns their bytes."""
-        size = sum(chunk.size for chunk in hop.waiting)
-        hop.waiting.clear()
-        return size
-
-
-class _Line:
-    """One queue for all, first come first served; the flows that begin here take turns for a place.
-
-    A place for a fresh chunk, None, is taken by whichever flow has its turn then; there is at most
-    one at a time.
-    """
-
-    def __init__(self, counter: count[int]) -> None:
-        self._queue: deque[tuple[_Hop, _Chunk] | None] = deque()
-        self._sources = _Turns(counter)
-        self._offered = False
-
-    def add(self, hop: _Hop, chunk: _Chunk) -> None:
-        if hop.number:
-            self._queue.append((hop, chunk))
-        else:
-            self._sources.add(hop, chunk)
-            self._offer()
-
-    def _offer(self) -> None:
-        if not self._offered and self._sources.first():
-            self._queue.append(None)
-            self._offered = True
-
-    def first(self) -> tuple[_Hop, _Chunk] | None:
-        while self._queue:
-            found = self._queue[0] or self._sources.first()
-            if found:
-                return found
-            # Who had taken the place has been dropped meanwhile.
-            self._queue.popleft()
-            self._offered = False
-        return None
-
-    def take(self) -> None:
-        if self._queue.popleft() is None:
-            self._sources.take()
-            self._offered = False
-        self._offer()
-
-    def drop(self, hop: _Hop) -> float:
-        size = self._sources.drop(hop)
-        size += sum(entry[1].size for entry in self._queue if entry and entry[0] is hop)
-        self._queue = deque(entry for entry in self._queue if entry is None or entry[0] is not hop)
-        return size
-
-
-@dataclass(slots=True, eq=False)
-class _Link:
-    """One link.
-
-    capacity  bytes/s
-    queue     what waits for it
-    depth     how many bytes do, without those that wait at the source of their flow
-    serving   whose chunk it serves, None: nobody's; `left` bytes of it were left at `since`
-    room      bytes that its buffer has left, inf: no bound
-    blocked   the link whose buffer has no room for the next chunk, None: none
-    waiting   links that are blocked by this one
-    """
-
-    number: int
-    capacity: float
-    queue: _Turns | _Line
-    room: float
-    depth: Depth = field(default_factory=Depth)
-    serving: tuple[_Hop, _Chunk] | None = None
-    left: float = 0.0
-    since: float = 0.0
-    version: int = 0
-    blocked: _Link | None = None
-    waiting: deque[_Link] = field(default_factory=deque)
-
-
-_QUEUEING: dict[str, Callable[[count[int]], _Turns | _Line]] = {"fair": _Turns, "fifo": _Line}
 _SWITCHING = {"store_and_forward": False, "cut_through": True}
 
 
@@ -287,17 +105,17 @@ class Chunked:
         """bandwidth float64[K] bytes/s; chunk: bytes of a chunk, the last of a flow is shorter."""
         assert chunk > 0 and queues.window > 0 and (not queues.buffer or queues.buffer >= 2 * chunk)
         bounded = queues.queueing == "fifo" and queues.buffer > 0
-        discipline = pick(_QUEUEING, queues.queueing, "network.queueing")
+        discipline = pick(QUEUEING, queues.queueing, "network.queueing")
         self._cut_through = pick(_SWITCHING, queues.switching, "network.switching")
         self._counter = count()
         self._links = [
-            _Link(n, float(capacity), discipline(self._counter), queues.buffer if bounded else inf)
+            Link(n, float(capacity), discipline(self._counter), queues.buffer if bounded else inf)
             for n, capacity in enumerate(bandwidth)
         ]
         self._chunk = chunk
         self._window = queues.window
         self._events: list[tuple[float, int, Callable[[float, Any, Any], None], Any, Any]] = []
-        self._flows: dict[Hashable, dict[int, _Flow]] = {}
+        self._flows: dict[Hashable, dict[int, Flow]] = {}
         self._finished: Finished = []
         self._now = -inf
         self._services = 0.0
@@ -312,8 +130,8 @@ class Chunked:
         for position, (path, size, weight) in enumerate(zip(paths, sizes, weights, strict=True)):
             chunks = max(ceil((size - _DONE) / self._chunk), 1)
             last, room = size - (chunks - 1) * self._chunk, self._window * len(path)
-            flow = _Flow(key, position, weight, chunks, last, size, room)
-            flow.hops = [_Hop(flow, number, link) for number, link in enumerate(path)]
+            flow = Flow(key, position, weight, chunks, last, size, room)
+            flow.hops = [Hop(flow, number, link) for number, link in enumerate(path)]
             for hop, after in pairwise(flow.hops):
                 hop.after = after
             started[position] = flow
@@ -334,7 +152,6 @@ class Chunked:
         for flow in flows:
             self._drop(flow, now)
         for link in {hop.link.number: hop.link for flow in flows for hop in flow.hops}.values():
-            self._unblock(link)
             self._wake(link, now)
             self._serve(link, now)
         return np.array([0.0 if flow is None else flow.missing for flow in found])
@@ -364,7 +181,7 @@ class Chunked:
         heappush(self._events, (time, next(self._counter), act, what, detail))
 
     def _void(self, time: float, number: int, act: object, what: Any, detail: Any) -> bool:
-        return isinstance(what, _Link) and what.version != detail
+        return isinstance(what, Link) and what.version != detail
 
     def _run(self, now: float) -> None:
         events = self._events
@@ -373,7 +190,7 @@ class Chunked:
             act(time, what, detail)
         self._now = now
 
-    def _begin(self, now: float, flow: _Flow, _: None) -> None:
+    def _begin(self, now: float, flow: Flow, _: None) -> None:
         """The latency is over: the flow sends its first chunk."""
         if flow.stopped:
             return
@@ -383,7 +200,7 @@ class Chunked:
         self._send(flow)
         self._serve(flow.hops[0].link, now)
 
-    def _send(self, flow: _Flow) -> None:
+    def _send(self, flow: Flow) -> None:
         """Has one fresh chunk wait at the flow's first link, if the flow may send one."""
         first = flow.hops[0]
         if flow.unsent > 0 and flow.room > 0 and not first.waiting:
@@ -391,16 +208,16 @@ class Chunked:
             flow.room -= 1
             # The last chunk is what is left, and up to half a byte more than the others.
             size = self._chunk if flow.unsent else flow.last
-            first.link.queue.add(first, _Chunk(size))
+            first.link.queue.add(first, Chunk(size))
 
-    def _come(self, hop: _Hop, chunk: _Chunk, now: float) -> None:
+    def _come(self, hop: Hop, chunk: Chunk, now: float) -> None:
         """A chunk comes to another link than its flow's first."""
         chunk.come = hop.number + 1
         hop.link.queue.add(hop, chunk)
         hop.link.depth.change(chunk.size, now)
         self._serve(hop.link, now)
 
-    def _serve(self, link: _Link, now: float) -> None:
+    def _serve(self, link: Link, now: float) -> None:
         """Begins with the next chunk, unless one is in service or the next buffer is full."""
         if link.serving is not None or link.blocked is not None:
             return
@@ -425,7 +242,7 @@ class Chunked:
         if self._cut_through and after is not None:
             self._go_ahead(link, after, chunk, now)
 
-    def _forget(self, key: Hashable, position: int) -> _Flow | None:
+    def _forget(self, key: Hashable, position: int) -> Flow | None:
         """No longer knows the flow. Returns None if it ended at this very instant and nobody was told."""
         flow = self._flows.get(key, {}).pop(position, None)
         if flow is None:
@@ -434,7 +251,7 @@ class Chunked:
             del self._flows[key]
         return flow
 
-    def _block(self, link: _Link, full: _Link) -> None:
+    def _block(self, link: Link, full: Link) -> None:
         """The link waits for room. Raises Deadlock if that would be for ever."""
         link.blocked = full
         full.waiting.append(link)
@@ -446,19 +263,14 @@ class Chunked:
             other = other.blocked
         raise Deadlock(tuple(circle))
 
-    def _unblock(self, link: _Link) -> None:
-        if link.blocked is not None:
-            link.blocked.waiting.remove(link)
-            link.blocked = None
-
-    def _wake(self, link: _Link, now: float) -> None:
+    def _wake(self, link: Link, now: float) -> None:
         """There is more room: those that wait for it try again, the longest waiting first."""
         for _ in range(len(link.waiting)):
             other = link.waiting.popleft()
             other.blocked = None
             self._serve(other, now)
 
-    def _drop(self, flow: _Flow, now: float) -> None:
+    def _drop(self, flow: Flow, now: float) -> None:
         """Forgets a flow and its chunks wherever they are."""
         flow.stopped = True
         for hop in flow.hops:
@@ -471,13 +283,13 @@ class Chunked:
             link.room += hop.occupied
             hop.occupied = 0.0
 
-    def _time(self, link: _Link) -> None:
+    def _time(self, link: Link) -> None:
         """Notes when the chunk in service is through."""
         link.version += 1
         if link.serving is not None and link.capacity > 0:
             self._push(link.since + link.left / link.capacity, self._through, link, link.version)
 
-    def _go_ahead(self, link: _Link, after: _Hop, chunk: _Chunk, now: float) -> None:
+    def _go_ahead(self, link: Link, after: Hop, chunk: Chunk, now: float) -> None:
         """Lets a chunk come to the next link when that can serve it without a gap."""
         if not link.capacity:
             return
@@ -488,11 +300,11 @@ class Chunked:
         else:
             self._push(begin, self._ahead, after, chunk)
 
-    def _ahead(self, now: float, hop: _Hop, chunk: _Chunk) -> None:
+    def _ahead(self, now: float, hop: Hop, chunk: Chunk) -> None:
         if not hop.flow.stopped and chunk.come == hop.number:
             self._come(hop, chunk, now)
 
-    def _through(self, now: float, link: _Link, version: int) -> None:
+    def _through(self, now: float, link: Link, version: int) -> None:
         if link.version != version:
             return
         assert link.serving is not None
@@ -503,7 +315,7 @@ class Chunked:
             self._leave(hop, chunk, now)
         self._serve(link, now)
 
-    def _leave(self, hop: _Hop, chunk: _Chunk, now: float) -> None:
+    def _leave(self, hop: Hop, chunk: Chunk, now: float) -> None:
         """The last byte has left a link."""
         after, chunk.left = hop.after, hop.number + 1
         if after is None:
@@ -517,7 +329,7 @@ class Chunked:
             hop.link.room += chunk.size
             self._wake(hop.link, now)
 
-    def _arrive(self, flow: _Flow, size: float, now: float) -> None:
+    def _arrive(self, flow: Flow, size: float, now: float) -> None:
         flow.missing -= size
         flow.room += 1
         if flow.missing < _DONE:
