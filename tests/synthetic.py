@@ -144,6 +144,14 @@ def _sums_and_links(recorder: Recorder) -> None:
         bytes=[50.0, 0.0],
         offered=100.0,
     )
+    recorder.rows(
+        "queues",
+        link=[0, 0, 1],
+        start=[0.0, 4.0, 0.0],
+        end=[4.0, 10.0, 10.0],
+        mean=[6.0, 0.0, 0.0],
+        max=[9.0, 0.0, 0.0],
+    )
 
 
 def _spans(recorder: Recorder) -> None:

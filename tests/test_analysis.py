@@ -19,7 +19,17 @@ from clustersim.analysis.experts import experts
 from clustersim.analysis.latency import distribution, in_flight, latencies, numbers
 from clustersim.analysis.schema import _DISTRIBUTION, DISTRIBUTIONS, SCHEMA, schema_page
 from clustersim.analysis.summary import summarize
-from clustersim.analysis.utilization import STATES, busiest, gpus, links, mfu, spread, tiers, worst
+from clustersim.analysis.utilization import (
+    STATES,
+    busiest,
+    gpus,
+    links,
+    mfu,
+    queues,
+    spread,
+    tiers,
+    worst,
+)
 from clustersim.trace.plain import json_text
 from clustersim.trace.record import Recorder, Trace
 
@@ -181,6 +191,19 @@ def test_a_link_is_used_as_far_as_it_carried_what_it_could() -> None:
     assert tiers(found)["gpu-nvswitch"] == {"links": 1, "bytes": 50.0, "mean": 0.5, "max": 0.5}
 
 
+def test_what_waits_for_links_is_averaged_over_the_run_and_the_links_of_a_tier() -> None:
+    # 6 B wait for one link for 4 s of 10 s, at most 9 B; nothing ever for the other, of another tier.
+    assert queues(tiny()) == {
+        "gpu-nvswitch": {"mean": approx(2.4), "max": 9.0},
+        "nvswitch-gpu": {"mean": 0.0, "max": 0.0},
+    }
+
+
+def test_links_without_queues_have_no_depth() -> None:
+    empty = {name: column[:0] for name, column in tiny().tables["queues"].items()}
+    assert queues(Trace({**tiny().tables, "queues": empty}, tiny().facts)) is None
+
+
 def test_expert_queues_are_weighed_by_their_tokens() -> None:
     found = experts(tiny())
     assert found is not None
@@ -310,6 +333,7 @@ def paths(value: Any, place: str = "") -> set[str]:
         free = {
             "phases": "<phase>",
             "tiers": "<tier>",
+            "queues": "<tier>",
             "memory.parts": "<part>",
             "algorithms": "<kind>",
             "algorithms.<kind>": "<algorithm>",

@@ -132,8 +132,16 @@ def test_a_resolved_scenario_reads_back_equal_from_any_folder(path: Path, write:
 def test_every_default_is_written_out() -> None:
     text = to_toml(read_scenario(ROOT / "workloads/large_ep.toml"))
     values = tomllib.loads(text)
-    network = {"fidelity": "fluid", "chunk": "262144.0 B", "on_down": "wait", "reroute_after": "0.001 s"}
-    assert values["network"] == network
+    assert values["network"] == {
+        "fidelity": "fluid",
+        "chunk": "262144.0 B",
+        "queueing": "fair",
+        "switching": "store_and_forward",
+        "window": 2,
+        "buffer": "0.0 B",
+        "on_down": "wait",
+        "reroute_after": "0.001 s",
+    }
     assert values["deployment"]["experts"]["policy"] == "contiguous"
     assert "from" not in text.split()
 

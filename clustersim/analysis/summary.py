@@ -12,7 +12,7 @@ from clustersim.analysis.exchanges import algorithms
 from clustersim.analysis.experts import experts
 from clustersim.analysis.latency import bounds, latencies, numbers, phases, throughput, words
 from clustersim.analysis.schema import SCHEMA_VERSION
-from clustersim.analysis.utilization import busiest, gpus, links, mfu, spread, tiers
+from clustersim.analysis.utilization import busiest, gpus, links, mfu, queues, spread, tiers
 from clustersim.trace.plain import plain
 from clustersim.trace.record import Trace
 from clustersim.units import show
@@ -45,6 +45,7 @@ def summarize(trace: Trace) -> dict[str, Any]:
         "algorithms": algorithms(trace),
         "memory": memory(trace),
         "tiers": tiers(per_link),
+        "queues": queues(trace),
         "claimed": claimed(trace, rates["total_tokens_per_second"], tpot),
         "prices": facts.get("prices"),
         "gpus": per_gpu,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from math import floor, isnan
 from typing import Any
@@ -17,10 +17,13 @@ from clustersim.engine.ledger import Ledger
 from clustersim.engine.link import link_process
 from clustersim.engine.outages import Outages
 from clustersim.engine.replica import Replica
-from clustersim.errors import pick
-from clustersim.physics.fidelity import build
+from clustersim.errors import ClustersimError, pick
+from clustersim.physics.chunked import Deadlock, Queues
+from clustersim.physics.fidelity import build, depths
+from clustersim.physics.network import Network
 from clustersim.plan.layout import Layout
 from clustersim.plan.memory import kv_bytes_per_token, needs
+from clustersim.plan.topology import Links
 from clustersim.serving.arrivals import requests
 from clustersim.serving.kvcache import KvPool
 from clustersim.spec.scenario import Scenario
@@ -42,7 +45,7 @@ def simulate(
     """
     env = simpy.Environment()
     links = layout.topology.links
-    network = build(scenario.network.fidelity, links.bandwidth, scenario.network.chunk)
+    network = _network(scenario, links.bandwidth)
     faults = link_faults(scenario.faults, links)
     asked = scenario.network
     outages = Outages(layout.topology, asked.on_down, asked.reroute_after) if faults else None
@@ -57,13 +60,17 @@ def simulate(
     for link, bandwidth in enumerate(links.bandwidth.tolist()):
         changes = capacities(bandwidth, scenario.faults, faults.get(link, ()), scenario.seed)
         env.process(link_process(env, link, bandwidth, changes, fabric, offered, over))
-    env.run(until=env.process(_whole(env, replica, scenario, over)))
+    try:
+        env.run(until=env.process(_whole(env, replica, scenario, over)))
+    except Deadlock as error:
+        raise ClustersimError(_deadlock(error.links, links)) from error
     replica.write_requests()
     ledger.write_sums()
     _machine_rows(recorder, scenario, layout, ledger)
     _memory_rows(recorder, scenario, layout, pool)
     _link_rows(recorder, layout, replica.carried, offered)
     _outage_rows(recorder, outages, env.now)
+    _queue_rows(recorder, network, env.now)
     return recorder.finish(
         {
             **facts,
@@ -72,6 +79,20 @@ def simulate(
             "events": _events(env),
             "prices": {"measured": 0.0, "interpolated": 0.0, "extrapolated": 0.0, "formula": 1.0},
         }
+    )
+
+
+def _network(scenario: Scenario, bandwidth: np.ndarray) -> Network:
+    how = scenario.network
+    queues = Queues(how.queueing, how.switching, how.window, how.buffer)
+    return build(how.fidelity, bandwidth, how.chunk, queues)
+
+
+def _deadlock(circle: Sequence[int], links: Links) -> str:
+    names = ", ".join(f"{links.source[link]}->{links.target[link]}" for link in circle)
+    return (
+        f"network.buffer: the full queues of {names} wait for each other in a circle, for ever; take a "
+        'larger buffer, 0 for no bound, or queueing = "fair"'
     )
 
 
@@ -170,3 +191,10 @@ def _outage_rows(recorder: Recorder, outages: Outages | None, now: float) -> Non
     for outage in outages.past if outages else ():
         end = now if isnan(outage.end) else outage.end
         recorder.rows("outages", **{**asdict(outage), "end": end})
+
+
+def _queue_rows(recorder: Recorder, network: Network, end: float) -> None:
+    link, rows = depths(network, end)
+    if len(link):
+        start, until, mean, most = rows.T
+        recorder.rows("queues", link=link, start=start, end=until, mean=mean, max=most)

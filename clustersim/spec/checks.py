@@ -30,6 +30,7 @@ from clustersim.spec.hardware import (
 )
 from clustersim.spec.model import Model
 from clustersim.spec.workload import Fault, Network, Workload
+from clustersim.units import show
 
 #: GPUs of the largest machine that is simulated.
 MOST_GPUS = 100_000
@@ -303,9 +304,14 @@ def check_workload(workload: Workload) -> Findings:
 
 
 def check_network(network: Network) -> Findings:
-    """A chunk holds at least something."""
+    """A chunk holds at least something, and a bounded queue two chunks."""
     if network.chunk < 1:
         yield ("network", "chunk"), "must be at least one byte"
+    if network.buffer and network.queueing == "fair":
+        yield ("network", "buffer"), 'bounds the queues of queueing "fifo"; under "fair" the window does'
+    if 0 < network.buffer < 2 * network.chunk:
+        least = show(2 * network.chunk, "size")
+        yield ("network", "buffer"), f"must hold two chunks, {least}, or be 0 for no bound"
 
 
 # --- the deployment ------------------------------------------------------------------------------

@@ -58,8 +58,15 @@ class Network(Value):
 
     fidelity       port_bound: closed form; what else is on a link is ignored, so that with several
                    exchanges at once even the network bound can be undercut; fluid: max-min fair;
-                   chunked: FIFO chunks
+                   chunked: chunk by chunk through queues, for small scenarios
     chunk          bytes per chunk of `chunked`
+    queueing       of `chunked`; fair: every link serves its flows in turn, which shares as the fluid
+                   does; fifo: one queue per link, first come first served
+    switching      of `chunked`; store_and_forward: a chunk goes on when its last byte has come;
+                   cut_through: as soon as the next link can serve it without a gap
+    window         of `chunked`: chunks that a flow may have under way per link of its path
+    buffer         of `chunked` with fifo: bytes that a link's queue holds, at least two chunks; when it
+                   is full, the links before it wait, and all that is behind; 0: no bound
     on_down        wait: flows stay on their path until the link is back; reroute: they take the
                    shortest way around it, those under way with what they have not sent yet; where there
                    is no other way they wait. Once the link is back, new flows cross it again
@@ -72,6 +79,10 @@ class Network(Value):
     chunk: Size = 262144.0
     on_down: Literal["wait", "reroute"] = "wait"
     reroute_after: Time = 1e-3
+    queueing: Literal["fair", "fifo"] = "fair"
+    switching: Literal["store_and_forward", "cut_through"] = "store_and_forward"
+    window: Count = 2
+    buffer: Size = 0.0
 
 
 class Fault(Value):

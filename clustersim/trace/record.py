@@ -127,6 +127,13 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "bytes": ("float64", "bytes carried"),
         "offered": ("float64", "capacity over the whole run, faults counted, bytes"),
     },
+    "queues": {
+        "link": ("int32", "link number; rows only where links have queues, that is under chunked"),
+        "start": ("float64", "beginning of an interval, s; those of a link follow each other from 0 on"),
+        "end": ("float64", "end of the interval, s"),
+        "mean": ("float64", "mean over the interval of what waits for the link, bytes"),
+        "max": ("float64", "the most that waited at once, bytes"),
+    },
     "experts": {
         "token_batch": ("int32", "token batch it served"),
         "layer": ("int32", "layer"),
