@@ -74,6 +74,8 @@ def replay_case(
     case = read_case(folder)
     if fidelity == "chunked":
         _refuse_too_many(case.traffic, size)
+    if tolerance:
+        raise ClustersimError("--tolerance: only 0 is there yet, which is exact")
     network = build(fidelity, case.traffic.bandwidth, size)
     release, finish = replay(case.traffic, network)
     return Replay(case, release, finish, {"fidelity": fidelity, "chunk": size, "tolerance": tolerance})

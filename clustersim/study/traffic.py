@@ -139,7 +139,10 @@ def _known(sheet: Sheet, column: str, wanted: Lists, others: Sheet) -> np.ndarra
         near = ordered[max(at[cells][unknown[cells]][0] - 1, 0) :][:2]
         nearest = near[np.argmin(np.abs(near.astype(float) - float(bad)))]
         what = "link" if column == "path" else "flow"
-        return f"there is no {what} {bad} in {others.path.name} (did you mean {nearest}?)"
+        return (
+            f"there is no {what} {bad} in {others.path.name} (did you mean {nearest}?); "
+            f"its {len(ids):,} ids lie between {ordered[0]} and {ordered[-1]}"
+        )
 
     if unknown.any():
         sheet.refuse(column, np.unique(wanted.rows()[unknown]), problem)

@@ -28,6 +28,9 @@ from clustersim.trace.record import Text
 
 #: Text that is read of one file, bytes; a compressed file may promise any amount.
 MOST_BYTES = 1 << 30
+#: Rows, and ids in lists, that one file may hold: some gigabytes once they are numbers.
+MOST_ROWS = 1 << 25
+MOST_IDS = 1 << 26
 #: Longest line, bytes.
 _BLOCK = 1 << 24
 _MOST_MISTAKES = 20
@@ -110,8 +113,12 @@ class Sheet:
 
     def said(self, column: str, row: int) -> str:
         """A field as it stands in the file, cut to what can be shown."""
-        fields = _fields(next(islice(_lines(self._content), row + 1, None))[1])
-        return shown(fields[self._header.index(column)])
+        line = next(islice(_lines(self._content), row + 1, None))[1]
+        try:
+            return shown(_fields(line)[self._header.index(column)])
+        except (csv.Error, IndexError):
+            # Arrow is content with some rows that the standard library does not take.
+            return "what stands there"
 
 
 def shown(text: str) -> str:
@@ -128,6 +135,7 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> Sheet:
     """
     content = _content(path)
     header = _header(path, content, columns)
+    _check_size(path, content)
     options = arrow_csv.ConvertOptions(
         include_columns=list(columns),
         column_types={name: _KINDS[kind].arrow for name, kind in columns.items()},
@@ -252,13 +260,17 @@ def _header(path: Path, content: bytearray, columns: Mapping[str, str]) -> list[
         raise _refused(path, f"is empty; its first line should be {wanted}")
     try:
         header = _fields(first[1])
-    except (UnicodeDecodeError, csv.Error):
-        raise _refused(path, f"is not text in UTF-8; its first line should be {wanted}") from None
+    except csv.Error as error:
+        raise _refused(path, f"{error}; its first line should be {wanted}") from None
+    if not (_is_text("".join(header)) or set(columns) <= set(header)):
+        raise _refused(path, f"is not text in UTF-8; its first line should be {wanted}")
     mistakes = []
     for name in columns:
         if header.count(name) != 1:
             others = [other for other in header[:_SHOWN] if other not in columns]
-            problem = "stands in it twice" if name in header else f"is missing{nearest(name, others)}"
+            problem = (
+                "stands in it twice" if name in header else f"is missing{_one_line(nearest(name, others))}"
+            )
             mistakes.append(Mistake(f"row {first[0]}, column {name}", f"{problem}; there must be {wanted}"))
     if mistakes:
         raise ScenarioError(str(path), mistakes)
@@ -271,7 +283,17 @@ def _lines(content: bytearray) -> Iterator[tuple[int, bytearray]]:
 
 
 def _fields(line: bytearray) -> list[str]:
-    return next(csv.reader([line.decode("utf-8")], strict=True))
+    """The fields of a line; bytes that are no UTF-8 become surrogates."""
+    text = line.decode("utf-8", errors="surrogateescape")
+    # The standard library limits the length of a field, which a list of ids may well exceed.
+    return next(csv.reader([text], strict=True)) if '"' in text else text.split(",")
+
+
+def _check_size(path: Path, content: bytearray) -> None:
+    rows, ids = max(content.count(b"\n"), content.count(b"\r")), content.count(b";")
+    for count, most, what in ((rows, MOST_ROWS, "rows"), (ids, MOST_IDS, "ids in lists")):
+        if count > most:
+            raise _refused(path, f"holds {count:,} {what}, too many for memory; at most {most:,} are allowed")
 
 
 def _refusal(
@@ -287,14 +309,11 @@ def _refusal(
 def _wrong_rows(content: bytearray, header: list[str], columns: Mapping[str, str]) -> Iterator[Mistake]:
     places = [(header.index(name), name, kind) for name, kind in columns.items()]
     for number, line in islice(_lines(content), 1, None):
-        if len(line) > _BLOCK // 2:
-            yield Mistake(f"row {number}", f"has {len(line):,} bytes; at most {_BLOCK // 2:,} are allowed")
+        if len(line) > _BLOCK:
+            yield Mistake(f"row {number}", f"has {len(line):,} bytes; at most {_BLOCK:,} are allowed")
             continue
         try:
             fields = _fields(line)
-        except UnicodeDecodeError:
-            yield Mistake(f"row {number}", "is not text in UTF-8")
-            continue
         except csv.Error as error:
             yield Mistake(f"row {number}", f"cannot be taken apart: {error}")
             continue
@@ -366,6 +385,14 @@ def _is_number(text: str) -> bool:
     return bool(re.fullmatch(form, text, re.ASCII)) and math.isfinite(float(text))
 
 
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_id(text: str) -> bool:
     return bool(re.fullmatch(r"\s*\d+\s*", text, re.ASCII)) and len(text) <= 100 and int(text) < 1 << 63
 
@@ -378,5 +405,5 @@ _KINDS = {
     "id": _Kind("a whole number of at least 0", pa.int64(), _ids, _is_id),
     "number": _Kind('a finite number, such as "12.5"', pa.float64(), _numbers, _is_number),
     "ids": _Kind('a list of ids between semicolons, such as "0;5"', pa.string(), _lists, _are_ids),
-    "text": _Kind("text", pa.dictionary(pa.int32(), pa.string()), _texts, lambda text: True),
+    "text": _Kind("text in UTF-8", pa.dictionary(pa.int32(), pa.string()), _texts, _is_text),
 }
