@@ -105,7 +105,7 @@ def preview(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("case", metavar="CASE_DIR", type=click.Path(path_type=Path))
 @click.option(
     "--fidelity", type=click.Choice(["fluid", "chunked", "port_bound"]), default="fluid", show_default=True,
-    help="The network model.",
+    metavar="NAME", help="The network model: fluid, chunked or port_bound.",
 )  # fmt: skip
 @click.option("--chunk", metavar="SIZE", default="256 KiB", show_default=True, help="Of the chunked model.")
 @click.option(
@@ -129,13 +129,15 @@ def network(case: Path, fidelity: str, chunk: str, tolerance: float, out: Path |
     """
     from clustersim.errors import ClustersimError
     from clustersim.study.network import check_out, replay_case, summary
+    from clustersim.study.run import find
 
+    folder = find(case)
     to_stdout = out is not None and str(out) == "-"
     if to_stdout and as_json:
         raise ClustersimError("--out - and --json: both want standard output; give --out a file")
     if out is not None and not to_stdout:
-        check_out(out, case)
-    result = replay_case(case, fidelity, chunk, tolerance)
+        check_out(out, folder)
+    result = replay_case(folder, fidelity, chunk, tolerance)
     if out is not None and to_stdout:
         _print(result.csv().decode())
         return

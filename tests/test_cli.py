@@ -299,7 +299,7 @@ def test_the_schema_is_one_of_scenarios(call: Any) -> None:
     assert set(schema["properties"]) >= {"name", "model", "topology", "deployment", "workload", "extends"}
 
 
-@pytest.mark.parametrize("command", ["run", "preview", "schema", "examples"])
+@pytest.mark.parametrize("command", ["run", "preview", "network", "schema", "examples"])
 def test_every_command_has_help_with_a_sentence(call: Any, command: str) -> None:
     done = call(command, "--help")
     assert (

@@ -216,6 +216,12 @@ def test_a_clock_too_coarse_for_a_flow_is_told(case: Path, call: Any) -> None:
     assert "1 flow has a duration below what the clock can tell apart" in call("network", str(case)).out
 
 
+def test_the_example_of_the_readme_is_found_from_everywhere(case: Path, call: Any) -> None:
+    done = call("network", "workloads/traffic/shared_uplink", "--out", "-")
+    # From 2.5 us on 0 sends alone, 5 MB until 1 joins at 102.5 us; the other half takes twice as long.
+    assert times(done.out)[0] == pytest.approx((0, 302.5), rel=1e-6)
+
+
 # --- reading -------------------------------------------------------------------------------------
 
 
