@@ -129,9 +129,13 @@ def network(case: Path, fidelity: str, chunk: str, tolerance: float, out: Path |
     """
     from clustersim.errors import ClustersimError
     from clustersim.study.network import check_out, replay_case, summary
-    from clustersim.study.run import find
 
-    folder = find(case)
+    folder = case
+    if not case.exists():
+        # All of the simulation stands behind this one; a replay needs little of it.
+        from clustersim.study.run import find
+
+        folder = find(case)
     to_stdout = out is not None and str(out) == "-"
     if to_stdout and as_json:
         raise ClustersimError("--out - and --json: both want standard output; give --out a file")

@@ -168,7 +168,7 @@ def _table(sheet: Sheet, path: Lists, on_path: np.ndarray) -> np.ndarray:
     if len(lengths) * longest > MOST_CELLS and longest <= MOST_LINKS_OF_A_PATH:
         problem = f"{len(lengths):,} flows with paths of up to {longest} links do not fit into memory"
         at_most = f"at most {MOST_CELLS:,} for flows times links of the longest path"
-        sheet.mistakes.append(Mistake("path", f"{problem}; {at_most}"))
+        sheet.refuse("path", lengths == longest, lambda _: f"{problem}; {at_most}")
     sheet.check()
     table = np.full((len(lengths), longest), -1, dtype=np.int32)
     table[np.arange(longest) < lengths[:, None]] = on_path
