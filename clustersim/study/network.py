@@ -182,7 +182,8 @@ def _notes(found: Replay, duration: np.ndarray) -> Iterator[str]:
     if empty:
         yield f"{_flows(empty)} an empty path and took no time."
     moving = duration > 0
-    coarse = int((np.spacing(found.finish[moving]) > _COARSE * duration[moving]).sum())
+    # Each of the two times may be off by an ulp when it is reckoned and by another when it is written.
+    coarse = int((4 * np.spacing(found.finish[moving]) > _COARSE * duration[moving]).sum())
     if coarse:
         yield (
             f"{_flows(coarse)} a duration below what the clock can tell apart that late, to one part in "

@@ -156,11 +156,15 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> Sheet:
     if not table.num_rows:
         raise ScenarioError(str(path), [Mistake("", "holds no row under its header")])
     sheet = Sheet(path, found, table.num_rows, content, header)
-    for name, kind in columns.items():
-        if kind == "number":
-            finite = np.isfinite(sheet.numbers(name))
-            sheet.refuse(name, ~finite, lambda row, name=name: _unlike(sheet.said(name, row), "number"))  # type: ignore[misc]
+    for name in (name for name, kind in columns.items() if kind == "number"):
+        _refuse_infinite(sheet, name)
     return sheet
+
+
+def _refuse_infinite(sheet: Sheet, column: str) -> None:
+    # Arrow takes "nan" and "inf" for numbers.
+    bad = ~np.isfinite(sheet.numbers(column))
+    sheet.refuse(column, bad, lambda row: _unlike(sheet.said(column, row), "number"))
 
 
 def write_csv(path: Path, columns: Mapping[str, np.ndarray]) -> None:
