@@ -133,6 +133,60 @@ def topology(file: Path, overrides: tuple[str, ...], svg: Path | None, as_json: 
 
 
 @cli.command()
+@click.argument("case", metavar="CASE_DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--fidelity", type=click.Choice(["fluid", "chunked", "port_bound"]), default="fluid", show_default=True,
+    metavar="NAME", help="The network model: fluid, chunked or port_bound.",
+)  # fmt: skip
+@click.option("--chunk", metavar="SIZE", default="256 KiB", show_default=True, help="Of the chunked model.")
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0, max=0.5), default=0.0, show_default=True,
+    help="Of the fluid model: flows that end within this share of their time end together. 0 is exact.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write the times there, compressed if it ends in .gz; - is standard output.",
+)  # fmt: skip
+@_JSON
+def network(case: Path, fidelity: str, chunk: str, tolerance: float, out: Path | None, as_json: bool) -> None:
+    """Replay the traffic in CASE_DIR: when is each flow done?
+
+    CASE_DIR holds links.csv (link_id,name,bw_GBps,lat_us; 1 GB/s is 1e9 B/s) and flows.csv
+    (flow_id,src,dst,bytes,start_us,after,path), either with .gz; more columns do no harm. `path` lists the
+    links a flow crosses and `after` the flows it waits for, as ids with semicolons between them. A flow is
+    released at start_us, or when all it waits for are done, if that is later; the latencies of its path pass;
+    then it shares its links with the others. The times written are flow_id,release_us,finish_us, in the
+    order of flows.csv. Mistakes name the row, counted as lines of the file: the header is row 1.
+    """
+    from clustersim.errors import ClustersimError
+    from clustersim.study.network import check_out, replay_case, summary
+
+    folder = case
+    if not case.exists():
+        # All of the simulation stands behind this one; a replay needs little of it.
+        from clustersim.study.run import find
+
+        folder = find(case)
+    to_stdout = out is not None and str(out) == "-"
+    if to_stdout and as_json:
+        raise ClustersimError("--out - and --json: both want standard output; give --out a file")
+    if out is not None and not to_stdout:
+        check_out(out, folder)
+    result = replay_case(folder, fidelity, chunk, tolerance)
+    if out is not None and to_stdout:
+        _print(result.csv().decode())
+        return
+    if out is not None:
+        result.write(out)
+    if as_json:
+        _print_json(summary(result))
+        return
+    from clustersim.report.network import show_replay
+
+    _print_page(lambda console: show_replay(summary(result), console, case, out))
+
+
+@cli.command()
 def schema() -> None:
     """Print the JSON Schema of scenario files, so that editors complete and check them."""
     from clustersim.study.preview import schema as scenario_schema

@@ -61,12 +61,12 @@ class Result:
 
 
 def find(path: str | Path) -> Path:
-    """The scenario file; an installed package carries the examples, wherever one stands."""
+    """The file or folder; an installed package carries the examples, wherever one stands."""
     wished = Path(path)
     if wished.exists() or wished.is_absolute() or wished.parts[:1] not in {(e,) for e in _EXAMPLES}:
         return wished
     packaged = [folder / wished for folder in (_PACKAGE / "_data", _PACKAGE.parent)]
-    return next((p for p in packaged if ".." not in wished.parts and p.is_file()), wished)
+    return next((p for p in packaged if ".." not in wished.parts and p.exists()), wished)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
