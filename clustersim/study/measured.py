@@ -20,7 +20,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "catalogue" / "measured"
 
 #: Table → what it holds. `python -m clustersim.study.pack` makes the files anew.
 MEASURED = {
-    "nccl_intranode": "NCCL all_reduce, all_gather, reduce_scatter, alltoall in one NVLink domain, 2 to 8 GPUs",
+    "nccl_intranode": "NCCL collectives and alltoall in one NVLink domain, 2 to 8 GPUs",
     "collectives_published": "published nccl-tests output, one server to a rack and beyond",
     "custom_allreduce": "one-shot and two-shot all-reduce kernels of TensorRT-LLM, vLLM and SGLang",
     "nccl_tuning_constants": "constants of NCCL's own cost model",

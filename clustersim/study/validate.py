@@ -178,4 +178,3 @@ def _some(group: list[Prediction]) -> list[Prediction]:
 
 def _example(one: Prediction) -> dict[str, Any]:
     return {**asdict(one), "error": one.error}
-
