@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from clustersim.study.collectives import COLLECTIVES
 from clustersim.study.prediction import Family
 
 #: Section → family. Order is that of catalogue/network.toml and of `clustersim validate network`.
-FAMILIES: dict[str, Family] = {}
+FAMILIES: dict[str, Family] = {family.section: family for family in (COLLECTIVES,)}
