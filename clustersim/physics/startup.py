@@ -145,12 +145,15 @@ def _reach(library: LibraryCosts, protocol: str) -> float:
     return {"LL": library.reach_ll, "LL128": library.reach_ll128, "Simple": library.reach_simple}[protocol]
 
 
-def _network_rate(costs: Costs, shape: Shape, protocol: str) -> Numbers:
-    """bytes/s that a member gets over the network."""
+def _over_network(costs: Costs, shape: Shape, network: Numbers, protocol: str) -> Numbers:
+    """s that bytes take through a member's share of the cards; 0 inside a domain."""
     fabric = costs.fabric
-    most = shape.network_bandwidth * fabric.reach
+    rate = shape.network_bandwidth * fabric.reach
+    if protocol == "LL":
+        rate = np.minimum(fabric.rate_ll, rate)
     # Between domains NCCL goes from LL straight to Simple in all that was measured: no LL128 there.
-    return {"LL": np.minimum(fabric.rate_ll, most), "LL128": 0.0, "Simple": most}[protocol]
+    seconds = np.inf if protocol == "LL128" else network / rate
+    return np.where(shape.crosses, seconds, 0.0)
 
 
 def _filling(library: LibraryCosts, size: Numbers, protocol: str) -> Numbers:
@@ -168,9 +171,7 @@ def _parts(
     sent, own, reach = nvlink
     inside = shape.per_domain > 1
     over_nvlink = np.where(inside, (sent + own) / (shape.nvlink_bandwidth * reach), 0.0)
-    with np.errstate(divide="ignore"):
-        crossing = network / _network_rate(costs, shape, protocol)
-    over_network = np.where(shape.crosses, crossing, 0.0)
+    over_network = _over_network(costs, shape, network, protocol)
     wire = np.maximum(over_nvlink * _filling(costs.library, size, protocol), over_network)
     port = np.maximum(
         np.where(inside, sent / shape.nvlink_bandwidth, 0.0),
@@ -428,10 +429,11 @@ def quickest(
 
 def _quickest(found: list[Parts]) -> tuple[Parts, np.ndarray]:
     best = np.argmin(np.stack(np.broadcast_arrays(*(parts.seconds for parts in found))), axis=0)
+    if best.ndim == 0:
+        return found[int(best)], best
 
     def of(name: str) -> Numbers:
-        values = [np.broadcast_to(getattr(parts, name), best.shape) for parts in found]
-        return np.take_along_axis(np.stack(values), best[None], axis=0)[0]
+        return np.choose(best, [getattr(parts, name) for parts in found])
 
     return Parts(of("launch"), of("latency"), of("wire"), of("port")), best
 

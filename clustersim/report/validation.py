@@ -79,8 +79,15 @@ def _classes(file: Found, console: Console) -> None:
         [one["kind"], Text(one["ruled"]), Text(f"{one['gpus']} GPUs"), *_errors(one)]
         for one in file["classes"]
     ]
-    title = f"{file['file']}: {file['predicted']['rows']:,} of {file['rows']:,} rows predicted"
-    put_section(console, title, ("", "", *_ERRORS), rows)
+    put_section(console, rows_sentence(file), ("", "", *_ERRORS), rows)
+    for which, why in file["not_fitted"].items():
+        put_paragraph(console, "  ", f"not fitted: {which}: {why}")
+
+
+def rows_sentence(file: Found) -> str:
+    """How many rows a file has, and how many the model speaks about."""
+    predicted, fitted = file["predicted"]["rows"], file["fitted"]
+    return f"{file['file']}: {file['rows']:,} rows, {predicted:,} predicted, {fitted:,} of them fitted"
 
 
 def _examples(file: Found, console: Console) -> None:
@@ -109,9 +116,10 @@ def _left_out(found: Found, console: Console) -> None:
             *_errors(one["without_it"])[1:3],
             said_or_dash(said_share, one["others_move"]["median"]),
             said_or_dash(said_share, one["others_move"]["p90"]),
+            Text("" if one["holds"] else "MORE THAN ITS OWN ERROR"),
         ]
         for one in found["leave_one_out"]
     ]
-    columns = ("median", "p90", "median", "p90", "median", "p90")
+    columns = ("median", "p90", "median", "p90", "median", "p90", "")
     title = "Leave one file out: its errors with all files, its errors without it, how far the others move"
     put_section(console, title, columns, rows)

@@ -113,7 +113,7 @@ def _minimise(
             break
         gain = (cost - tried_cost) / cost
         at, found, cost = tried, tried_errors, tried_cost
-        if gain < 1e-7:
+        if gain < 1e-6:
             break
     return at
 

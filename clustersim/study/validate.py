@@ -28,7 +28,13 @@ from clustersim.trace.files import write_columns
 GOALS: dict[str, tuple[float, float | None]] = {"bandwidth": (0.10, 0.25), "latency": (0.15, None)}
 
 #: (file, what rules) whose rows miss the goal → (median that must still be kept, p90, why it is missed).
-MISSES: dict[tuple[str, str], tuple[float, float | None, str]] = {}
+MISSES: dict[tuple[str, str], tuple[float, float | None, str]] = {
+    ("vidur_network", "latency"): (
+        0.35,
+        None,
+        "medians of few calls with what a framework does around them: 2 kB take longer than 2 MB",
+    ),
+}
 
 #: GPUs up to which a scale class goes, and its name.
 _SCALES = ((2, "2"), (4, "3-4"), (8, "5-8"), (16, "9-16"), (32, "17-32"), (64, "33-64"), (1 << 30, "65+"))
@@ -39,19 +45,23 @@ def validate_network(leave_out: bool = True) -> dict[str, Any]:
     """Everything `clustersim validate network` prints.
 
     leave_out  whether to fit anew without each file in turn
-    Returns    {goals, boundary, files: [...], leave_one_out: [...], kept: bool}; times in s
+    Returns    {boundary, goals, files: [...], leave_one_out: [...], kept}; times in s. `kept` is false
+               where errors are larger than GOALS and MISSES say, or leaving a file out moves the others
+               by more than its own error
     """
     files = [
-        _file(name, predictions)
+        _file(name, predictions, family)
         for family in FAMILIES.values()
         for name, predictions in predicted(family, costs_of(family)).items()
     ]
+    without = [one for family in FAMILIES.values() for one in left_out(family)] if leave_out else []
     return {
         "boundary": BANDWIDTH_RULES,
         "goals": {ruled: {"median": median, "p90": p90} for ruled, (median, p90) in GOALS.items()},
         "files": files,
-        "leave_one_out": [one for f in FAMILIES.values() for one in left_out(f)] if leave_out else [],
-        "kept": all(one["kept"] for file in files for one in file["judged"]),
+        "leave_one_out": without,
+        "kept": all(one["kept"] for file in files for one in file["judged"])
+        and all(one["holds"] for one in without),
     }
 
 
@@ -124,9 +134,15 @@ def left_out(family: Family) -> list[dict[str, Any]]:
                 "all_files": errors(whole[name]),
                 "without_it": errors(others[name]),
                 "others_move": {"median": _quantile(moved, 0.5), "p90": _quantile(moved, 0.9)},
+                "holds": _holds(moved, errors(others[name])),
             }
         )
     return found
+
+
+def _holds(moved: Sequence[float], own: dict[str, Any]) -> bool:
+    """Whether leaving a file out moves the other predictions by no more than its own error."""
+    return not moved or not own["rows"] or bool(np.median(moved) <= own["median"])
 
 
 def errors(predictions: Iterable[Prediction]) -> dict[str, Any]:
@@ -145,10 +161,12 @@ def _quantile(values: Sequence[float], share: float) -> float | None:
     return float(np.quantile(values, share)) if len(values) else None
 
 
-def _file(name: str, predictions: list[Prediction]) -> dict[str, Any]:
+def _file(name: str, predictions: list[Prediction], family: Family) -> dict[str, Any]:
     return {
         "file": name,
         "rows": len(measured(name)["source"]),
+        "fitted": sum(one.fitted for one in predictions),
+        "not_fitted": {which: why for (file, which), why in family.left_out.items() if file == name},
         "predicted": errors(predictions),
         "judged": [_judged(name, ruled, predictions) for ruled in GOALS],
         "classes": [
