@@ -11,7 +11,7 @@ a *row* being one copy of a token on the wire (numbers and scales):
         nic    = T · rows over the network · (row / (share · bandwidth) + message)
 
 Libraries differ in how many rows travel (`ROWS`), which follows from how they work, and in the
-parameters (`spec.expert_costs.KernelCosts`), which are fitted to measurements. Members are taken as
+parameters (`spec.expert_costs.ExpertKernel`), which are fitted to measurements. Members are taken as
 equally busy; in a simulation the links, not this page, say what uneven gating costs.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.spec.expert_costs import KernelCosts
+from clustersim.spec.expert_costs import ExpertKernel
 
 #: How sharply the slowest of SMs, NVLink and network rules; infinity would be the plain maximum.
 _SHARPNESS = 8
@@ -170,7 +170,7 @@ def sms_for(experts: int, most: int) -> int:
     return -(-experts // -(-experts // most))
 
 
-def fixed_seconds(costs: KernelCosts, load: Load) -> Any:
+def fixed_seconds(costs: ExpertKernel, load: Load) -> Any:
     """s before rows flow at their rate, the path's latency not counted."""
     return (
         costs.launch
@@ -182,7 +182,7 @@ def fixed_seconds(costs: KernelCosts, load: Load) -> Any:
     )
 
 
-def transfer_seconds(costs: KernelCosts, load: Load) -> Any:
+def transfer_seconds(costs: ExpertKernel, load: Load) -> Any:
     """s that rows flow: never less than NVLink or the cards need for them at their full bandwidth."""
     written = costs.token + load.copies * (costs.replica + costs.byte * load.row)
     sm = (written + costs.relay * load.row * load.nic_rows) / load.sms
@@ -193,7 +193,7 @@ def transfer_seconds(costs: KernelCosts, load: Load) -> Any:
     return load.tokens * slowest * rounded
 
 
-def seconds(costs: KernelCosts, load: Load, latency: Any) -> Any:
+def seconds(costs: ExpertKernel, load: Load, latency: Any) -> Any:
     """s from the start of the kernel until the last row is there.
 
     latency  of the longest path among the members, s

@@ -11,7 +11,7 @@ from clustersim.spec.quantities import Fraction, Time, Value
 PerByte = Annotated[float, Field(ge=0.0)]
 
 
-class KernelCosts(Value):
+class ExpertKernel(Value):
     """Dispatch or combine of one library; how they make a time stands in `physics/expert_exchange.py`.
 
     launch   s before the first row moves: starting the kernel, barrier, reading the counts

@@ -7,14 +7,14 @@ row could tell it from another one. Only rows of up to 32 ranks are fitted; more
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
 from clustersim.physics.expert_exchange import seconds
 from clustersim.spec.costs import from_values
-from clustersim.spec.expert_costs import KernelCosts
+from clustersim.spec.expert_costs import ExpertKernel
 from clustersim.study.expert_rows import READERS, Case, latency_of, load_of
 from clustersim.study.least_squares import Fitted, Parameter, fit
 from clustersim.study.measured import Table
@@ -44,8 +44,8 @@ class Kernel:
     """One kernel of one library.
 
     fitted  names of its parameters
-    like    group whose values it takes for what it shares with it; "" for none
-    shared  names of these; () is all that are not fitted
+    like    group whose values it takes for what is not fitted, and as starts for what is; "" for none
+    shared  names of these, where it is like it in nothing else
     start   parameter → other start than usual
     """
 
@@ -55,9 +55,9 @@ class Kernel:
     start: Mapping[str, float] = field(default_factory=dict)
 
 
-_LOW_LATENCY = ("launch", "expert", "signal", "fill", "token", "replica", "byte", "nvlink", "nic")
-_BLACKWELL = ("launch", "expert", "fill", "token", "replica", "byte", "nvlink")
-_NORMAL = ("launch", "network", "target", "fill", "token", "replica", "byte", "relay", "nvlink")
+_LOW_LATENCY = ("launch", "expert", "signal", "fill", "token", "byte", "nvlink", "nic")
+_BLACKWELL = ("launch", "expert", "fill", "token", "byte", "nvlink")
+_NORMAL = ("launch", "network", "target", "fill", "token", "byte", "relay", "nvlink")
 _RACK = ("launch", "target", "fill", "token", "nvlink")
 _WHOLE_GPU = {"token": 30e-9, "replica": 1e-9}
 
@@ -65,14 +65,10 @@ _WHOLE_GPU = {"token": 30e-9, "replica": 1e-9}
 KERNELS: dict[str, Kernel] = {
     "deepep_low_latency_dispatch": Kernel(_LOW_LATENCY, start={"token": 1.8e-6}),
     "deepep_low_latency_combine": Kernel(_LOW_LATENCY),
-    "deepep_low_latency_blackwell_dispatch": Kernel(
-        _BLACKWELL, "deepep_low_latency_dispatch", ("signal", "nic"), {"token": 1.8e-6}
-    ),
-    "deepep_low_latency_blackwell_combine": Kernel(
-        _BLACKWELL, "deepep_low_latency_combine", ("signal", "nic")
-    ),
+    "deepep_low_latency_blackwell_dispatch": Kernel(_BLACKWELL, "deepep_low_latency_dispatch"),
+    "deepep_low_latency_blackwell_combine": Kernel(_BLACKWELL, "deepep_low_latency_combine"),
     # How much of a card's rate GPU-initiated writes reach does not depend on the kernel.
-    "deepep_normal_dispatch": Kernel(_NORMAL, "deepep_low_latency_dispatch", ("nic",)),
+    "deepep_normal_dispatch": Kernel((*_NORMAL, "replica"), "deepep_low_latency_dispatch", ("nic",)),
     "deepep_normal_combine": Kernel(_NORMAL, "deepep_low_latency_combine", ("nic",)),
     "trtllm_one_sided_dispatch": Kernel(_RACK, start=_WHOLE_GPU),
     "trtllm_one_sided_combine": Kernel(_RACK, start=_WHOLE_GPU),
@@ -94,13 +90,13 @@ KERNELS: dict[str, Kernel] = {
     "pplx_kernels_ibrc_combine": Kernel(("launch", "signal", "nic")),
     "nccl_padded_alltoall": Kernel(("launch", "network", "nvlink", "nic")),
     "uccl_normal_efa_dispatch": Kernel(("network", "message"), "deepep_normal_dispatch"),
-    "uccl_normal_efa_combine": Kernel(("network", "message"), "deepep_normal_combine"),
+    "uccl_normal_efa_combine": Kernel(("message",), "deepep_normal_combine"),
     "uccl_low_latency_efa_dispatch": Kernel(("message",), "deepep_low_latency_dispatch"),
     "uccl_low_latency_efa_combine": Kernel(("message",), "deepep_low_latency_combine"),
 }
 
 
-def expected(costs: KernelCosts, cases: Sequence[Case]) -> np.ndarray:
+def expected(costs: ExpertKernel, cases: Sequence[Case]) -> np.ndarray:
     """float64[N] s that a kernel with these costs takes for each case."""
     times: np.ndarray = seconds(costs, load_of(cases), latency_of(cases))
     return times
@@ -112,40 +108,50 @@ def fit_cases(cases: Sequence[Case]) -> Groups:
     for case in cases:
         if case.fitted:
             by_group[case.group].append(case)
-    groups: dict[str, dict[str, Fitted]] = {}
+    groups: dict[str, Mapping[str, Fitted]] = {}
     for name, kernel in KERNELS.items():
-        other = groups.get(kernel.like, {})
-        shared = kernel.shared or tuple(key for key in other if key not in kernel.fitted)
-        inherited = {key: other[key] for key in shared}
-        groups[name] = {**inherited, **_fit_kernel(kernel, by_group[name], inherited)}
+        groups[name] = _fit_kernel(kernel, by_group[name], groups.get(kernel.like, {}))
     return groups
 
 
-def _fit_kernel(
-    kernel: Kernel, cases: Sequence[Case], inherited: Mapping[str, Fitted]
-) -> Mapping[str, Fitted]:
-    fixed = from_values({key: one.value for key, one in inherited.items()}, KernelCosts)
+def _fit_kernel(kernel: Kernel, cases: Sequence[Case], other: Mapping[str, Fitted]) -> Mapping[str, Fitted]:
+    taken = {
+        name: one
+        for name, one in other.items()
+        if (name in kernel.shared if kernel.shared else name not in kernel.fitted)
+    }
+    fixed = from_values({name: one.value for name, one in taken.items()}, ExpertKernel)
     load, latency = load_of(cases), latency_of(cases)
 
     def model(at: Mapping[str, float]) -> np.ndarray:
         times: np.ndarray = seconds(fixed.model_copy(update=at), load, latency)
         return times
 
-    parameters = {name: _ALL[name] for name in kernel.fitted}
-    for name, start in kernel.start.items():
-        if name in parameters:
-            usual = parameters[name]
-            parameters[name] = Parameter(start, usual.low, usual.high, usual.dimension, usual.prior)
-    measured = np.array([case.measured for case in cases])
-    return fit(parameters, model, measured, np.array([case.file for case in cases]))
+    own = fit(
+        _starts(kernel, {} if kernel.shared else other),
+        model,
+        np.array([case.measured for case in cases]),
+        np.array([case.file for case in cases]),
+    )
+    return {**taken, **own}
+
+
+def _starts(kernel: Kernel, other: Mapping[str, Fitted]) -> dict[str, Parameter]:
+    known = from_values({name: one.value for name, one in other.items()}, ExpertKernel)
+    starts = {}
+    for name in kernel.fitted:
+        start = getattr(known, name) if name in other else kernel.start.get(name, _ALL[name].start)
+        starts[name] = replace(_ALL[name], start=start)
+    return starts
 
 
 def _fit(tables: Mapping[str, Table]) -> Groups:
     return fit_cases([case for name, table in tables.items() for case in READERS[name](table)])
 
 
-def _costs(groups: Groups) -> Costs:
-    return {name: from_values(group, KernelCosts) for name, group in values(groups).items()}
+def costs_from(groups: Groups) -> Costs:
+    """Group → its kernel, as the model reads it."""
+    return {name: from_values(group, ExpertKernel) for name, group in values(groups).items()}
 
 
 def predict(cases: Sequence[Case], costs: Costs) -> list[Prediction]:
@@ -186,7 +192,7 @@ EXPERT_EXCHANGE = Family(
     section="expert_exchange",
     files=_files(),
     fit=_fit,
-    costs=_costs,
+    costs=costs_from,
     left_out={
         ("deepep_normal_h100", "64 ranks"): "marked suspect: far off the trend of 8 and 16 ranks; not judged",
         ("moe_a2a_published", "trust low"): "look like typing errors in the source; not judged",

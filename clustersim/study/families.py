@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from clustersim.study.expert_fit import EXPERT_EXCHANGE
 from clustersim.study.prediction import Family
 
 #: Section → family. Order is that of catalogue/network.toml and of `clustersim validate network`.
-FAMILIES: dict[str, Family] = {}
+FAMILIES: dict[str, Family] = {"expert_exchange": EXPERT_EXCHANGE}
