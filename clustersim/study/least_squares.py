@@ -16,8 +16,10 @@ from clustersim.units import show
 #: Errors beyond this, as log ratio, count linearly: rows of odd configurations do not rule.
 _HUBER = 0.1
 _ROUNDS = 60
-#: A row speaks about a parameter if doubling the parameter moved its time by at least this share.
-_SPEAKS = 0.02
+#: A row speaks about a parameter if its time grows or shrinks by at least this share of the
+#: parameter's own small change.
+_SPEAKS = 0.05
+_NUDGE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def _jacobian(
     columns = []
     for k in range(len(at)):
         moved = at.copy()
-        moved[k] += 1e-4 if at[k] + 1e-4 <= high[k] else -1e-4
+        moved[k] += _NUDGE if at[k] + _NUDGE <= high[k] else -_NUDGE
         columns.append((errors(moved) - found) / (moved[k] - at[k]))
     return np.stack(columns, axis=1)
 
@@ -147,8 +149,8 @@ def _told(
     told = {}
     for k, name in enumerate(names):
         moved = at.copy()
-        moved[k] += np.log(2.0)
-        speaks = np.abs(errors(moved) - found) >= _SPEAKS if len(files) else np.zeros(0, dtype=bool)
+        moved[k] += _NUDGE
+        speaks = np.abs(errors(moved) - found) >= _SPEAKS * _NUDGE if len(files) else np.zeros(0, dtype=bool)
         residual = float(np.median(np.abs(found[speaks]))) if speaks.any() else 0.0
         told[name] = Fitted(
             _rounded(float(np.exp(at[k])), parameters[name].dimension),

@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cache
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clustersim.errors import ClustersimError
 from clustersim.spec.costs import fitted_tables
 from clustersim.study.families import FAMILIES
 from clustersim.study.fit import fitted
 from clustersim.study.least_squares import Fitted
 from clustersim.study.measured import measured
 from clustersim.study.prediction import BANDWIDTH_RULES, Costs, Family, Prediction
+from clustersim.trace.files import write_columns
 
 #: What rules a row → (median, p90) of |relative error| that the rows of a file should keep within.
 GOALS: dict[str, tuple[float, float | None]] = {"bandwidth": (0.10, 0.25), "latency": (0.15, None)}
@@ -66,6 +69,20 @@ def columns(predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
     """The predictions as columns, one entry each."""
     rows = [asdict(prediction) for prediction in predictions]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+def save(folder: Path) -> Path:
+    """Writes every prediction as a row of predictions.parquet; returns the file.
+
+    Raises   ClustersimError if the folder cannot be written
+    """
+    path = folder / "predictions.parquet"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_columns(columns(all_predictions()), path)
+    except OSError as error:
+        raise ClustersimError(f"--out {folder}: {error.strerror or error}") from error
+    return path
 
 
 @cache
