@@ -17,12 +17,13 @@ equally busy; in a simulation the links, not this page, say what uneven gating c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from clustersim.physics.startup import Shape, Startup
 from clustersim.spec.expert_costs import ExpertKernel
 
 #: How sharply the slowest of SMs, NVLink and network rules; infinity would be the plain maximum.
@@ -199,3 +200,121 @@ def seconds(costs: ExpertKernel, load: Load, latency: Any) -> Any:
     latency  of the longest path among the members, s
     """
     return latency + fixed_seconds(costs, load) + transfer_seconds(costs, load)
+
+
+# ---- what the simulation adds ---------------------------------------------------------------------
+
+#: Algorithm of an all-to-all → library whose kernels work so: group of catalogue/expert_exchange.toml
+#: without its kind. On Blackwell, low_latency is "deepep_low_latency_blackwell".
+LIBRARY = {
+    "low_latency": "deepep_low_latency",
+    "hierarchical": "deepep_normal",
+    "one_sided": "trtllm_one_sided",
+    "two_sided": "trtllm_two_sided",
+    "pairwise": "nccl_padded",
+}
+
+#: SMs that DeepEP's normal kernels take unless told otherwise. Source: DeepEP deep_ep/buffer.py, num_sms.
+NORMAL_SMS = 20
+#: DeepEP's low-latency rows begin with a header of 16 bytes. Source: csrc/kernels/internode_ll.cu.
+HEADER = 16
+
+
+def row_bytes(hidden: float, fmt: str) -> float:
+    """Bytes of one copy of a token on the wire, a header not counted.
+
+    fmt      bf16; fp8: with a float32 scale for each 128 numbers; nvfp4: with a scale byte for each 16
+    """
+    return hidden * {"bf16": 2.0, "fp8": 1.0 + 4 / 128, "nvfp4": 0.5 + 1 / 16}[fmt]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What the members of an expert group exchange.
+
+    count    tokens of each member, the mean
+    payload  bytes of a copy as the simulation sends it
+    row      bytes of a copy on the wire, see row_bytes
+    top_k    experts of a token
+    experts  of the layer
+    sms      SMs the kernel may use: of the GPU for low_latency, NORMAL_SMS for hierarchical,
+             1 where the library's costs are those of the whole GPU (all others)
+    gating   a key of TARGETS
+    """
+
+    count: float
+    payload: float
+    row: float
+    top_k: int
+    experts: int
+    sms: int
+    gating: str = "random"
+
+
+def load_of(way: str, shape: Shape, tokens: Tokens) -> Load:
+    """An even exchange among the members of a group.
+
+    way     a key of ROWS
+    """
+    domain = int(shape.per_domain)
+    rows = rows_per_token(way, int(shape.members), domain, tokens.top_k, tokens.experts, tokens.gating)
+    return Load(
+        tokens=tokens.count,
+        row=tokens.row,
+        copies=rows.copies,
+        nvlink_rows=rows.nvlink,
+        nic_rows=rows.nic,
+        experts=tokens.experts,
+        abroad=rows.abroad,
+        sms=sms_for(tokens.experts, tokens.sms) if way == "low_latency" else tokens.sms,
+        nvlink_bandwidth=shape.nvlink_bandwidth,
+        nic_bandwidth=shape.network_bandwidth,
+    )
+
+
+def port_seconds(way: str, shape: Shape, tokens: Tokens) -> float:
+    """s that the busiest ports need for the payload of an even exchange, round after round.
+
+    The simulation sends a copy to each expert's rank. `hierarchical` has two rounds: over the network
+    once per domain, beside it what stays at home; then every copy that came is handed on.
+    """
+    near = tokens.top_k * (shape.per_domain - 1) / shape.members
+    far = tokens.top_k * (shape.members - shape.per_domain) / shape.members
+    handed_on = 0.0
+    if way == "hierarchical":
+        handed_on = far * (shape.per_domain - 1) / shape.per_domain
+        domains = TARGETS[tokens.gating](float(shape.domains), tokens.top_k, tokens.experts)
+        far = domains * (shape.domains - 1) / shape.domains
+    together = max(near / shape.nvlink_bandwidth, far / shape.network_bandwidth if shape.crosses else 0.0)
+    return float(tokens.count * tokens.payload * (together + handed_on / shape.nvlink_bandwidth))
+
+
+def startup(kernel: ExpertKernel, way: str, shape: Shape, tokens: Tokens) -> Startup:
+    """What the simulation adds to the rounds of one dispatch or combine, so that an even one takes `seconds`.
+
+    Where a library sends less than the simulation (once per rank what is for several of its experts)
+    and reaches nearly all of the bandwidth, wire would be below 1; it is 1 then, and the simulation slower.
+
+    kernel   costs of the library's dispatch or combine; the launch of the kernel is among them
+    way      a key of ROWS
+    """
+    load = load_of(way, shape, tokens)
+    latency = shape.network_latency if shape.crosses else shape.nvlink_latency
+    fixed, transfer = float(fixed_seconds(kernel, load)), float(transfer_seconds(kernel, load))
+    port = port_seconds(way, shape, tokens)
+    # The second round of a hierarchical exchange has a path of its own, which the fit counts as fixed.
+    second = shape.nvlink_latency if way == "hierarchical" and shape.crosses else 0.0
+    return Startup(
+        launch=max(fixed - second, 0.0),
+        step=0.0,
+        wire=max(transfer / port, 1.0) if port > 0 else 1.0,
+        seconds=float(latency) + fixed + transfer,
+    )
+
+
+def choose(kernels: Mapping[str, ExpertKernel], shape: Shape, tokens: Mapping[str, Tokens]) -> str:
+    """The way that takes least time by the closed form; the first of equals.
+
+    kernels  way → its costs; tokens: way → the same exchange in its rows and SMs
+    """
+    return min(kernels, key=lambda way: startup(kernels[way], way, shape, tokens[way]).seconds)

@@ -24,7 +24,7 @@ class Check:
 
     rows              how many; median, p90, most: of |relative error|
     ratio             median of predicted / measured
-    goal              that `median` must keep within; NaN where the check informs only
+    goal              that `median` must keep within; None where the check informs only
     """
 
     name: str
@@ -33,15 +33,15 @@ class Check:
     p90: float
     most: float
     ratio: float
-    goal: float = float("nan")
+    goal: float | None = None
 
     @property
     def kept(self) -> bool:
         """Whether the goal, if there is one, is met."""
-        return not self.median > self.goal
+        return self.goal is None or self.median <= self.goal
 
 
-def _check(name: str, cases: Sequence[Case], costs: Costs, goal: float = float("nan")) -> Check:
+def _check(name: str, cases: Sequence[Case], costs: Costs, goal: float | None = None) -> Check:
     errors = np.array([one.error for one in predict(cases, costs)])
     sizes = np.abs(errors)
     return Check(
@@ -72,7 +72,7 @@ def scale_checks() -> list[Check]:
     for ranks, costs, source in ((32, small, "8 and 16"), (64, small, "8 and 16"), (64, usual, "8 to 32")):
         for name, chosen in (("DeepEP low latency", _DEEPEP), ("pplx-garden", _GARDEN)):
             those = [case for case in cases if case.members == ranks and chosen(case)]
-            goal = SCALE_GOAL if ranks == 32 else float("nan")
+            goal = SCALE_GOAL if ranks == 32 else None
             found.append(_check(f"{name}: {ranks} ranks from {source}", those, costs, goal))
     for name in ("ibgda", "ibrc"):
         those = [case for case in cases if case.members > 32 and _library(f"pplx_kernels_{name}")(case)]
@@ -111,20 +111,22 @@ class Influence:
     own       median |relative error| of its rows when it is fitted
     foretold  the same when it is not
     touched   rows of other files whose predictions could move: their library is in `file`, too
-    moved     median, most: |log| by which these predictions move
+    off       median |relative error| of these rows when `file` is fitted
+    moved     median, most: |log| by which their predictions move when it is not
     """
 
     file: str
     own: float
     foretold: float
     touched: int
+    off: float
     moved: float
     most: float
 
     @property
     def kept(self) -> bool:
-        """Whether the others move less than the file is off itself."""
-        return self.moved <= self.own
+        """Whether the others' predictions move less than they are off anyway."""
+        return self.moved <= self.off
 
 
 def influences() -> list[Influence]:
@@ -145,8 +147,14 @@ def influences() -> list[Influence]:
                 float(np.median([abs(whole[k].error) for k in own])),
                 float(np.median([abs(left[k].error) for k in own])),
                 len(others),
+                float(np.median([abs(whole[k].error) for k in others] or [0.0])),
                 float(np.median(moved)),
                 float(moved.max()),
             )
         )
     return found
+
+
+def checks() -> list[Check]:
+    """All of them that foretell."""
+    return [*scale_checks(), *generation_checks(), *flagged_checks()]

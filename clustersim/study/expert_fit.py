@@ -159,7 +159,7 @@ def predict(cases: Sequence[Case], costs: Costs) -> list[Prediction]:
     times = np.empty(len(cases))
     groups = np.array([case.group for case in cases])
     for name in sorted(set(groups.tolist())):
-        chosen = np.flatnonzero(groups == name)
+        chosen = np.flatnonzero(groups == name).tolist()
         times[chosen] = expected(costs[name], [cases[place] for place in chosen])
     return [
         Prediction(

@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.physics.expert_exchange import Load, Rows, rows_per_token, sms_for
+from clustersim.physics.expert_exchange import (
+    HEADER,
+    NORMAL_SMS,
+    Load,
+    Rows,
+    row_bytes,
+    rows_per_token,
+    sms_for,
+)
 from clustersim.study.measured import Table, measured
 from clustersim.study.prediction import ruled_by
 
@@ -20,10 +28,9 @@ FITTED_UP_TO = 32
 
 #: SMs of the GPUs in the tables. Source: as sms in catalogue/gpus.toml.
 _SMS = {"H100-SXM-80GB": 132, "B200-SXM": 148, "GB200": 148}
-#: SMs that DeepEP's normal kernels take unless told otherwise. Source: DeepEP deep_ep/buffer.py, num_sms.
-NORMAL_SMS = 20
-#: NVLink of one GPU, one way, bytes/s. Source: as in catalogue/servers.toml; the H800's is 200 GB/s (data sheet).
-_NVLINK = {"H100-SXM-80GB": 450e9, "H200-SXM-141GB": 450e9, "H800": 200e9, "B200-SXM": 900e9, "GB200": 900e9}
+#: NVLink of one GPU, one way, bytes/s. Source: as in catalogue/servers.toml. Where the GPU is not stated,
+#: and where NVLink is not used, that of the H100.
+_NVLINK = {"H100-SXM-80GB": 450e9, "H200-SXM-141GB": 450e9, "B200-SXM": 900e9, "GB200": 900e9}
 #: Cards at 400 Gb/s per GPU, bytes/s; with EFA, two of 200 Gb/s. Source: column `fabric`.
 _NIC = 50e9
 #: GPUs that share an NVLink domain: a server, or a rack of GB200.
@@ -109,24 +116,17 @@ def latency_of(cases: Sequence[Case]) -> np.ndarray:
     return np.array([_LATENCY[case.rows.nic > 0] for case in cases])
 
 
-def _fp8(hidden: int) -> float:
-    # One float32 scale for each 128 numbers.
-    return hidden + hidden / 128 * 4
-
-
 def _lines(table: Table) -> Iterator[tuple[int, dict[str, Any]]]:
     columns = {name: column.tolist() for name, column in table.items()}
     for row in range(len(columns["source"])):
         yield row, {name: column[row] for name, column in columns.items()}
 
 
-#: DeepEP's low-latency rows begin with a header of 16 bytes. Source: csrc/kernels/internode_ll.cu.
-_HEADER = 16
-
-
 def low_latency_h100(table: Table) -> list[Case]:
     """deepep_low_latency_h100: fp8 dispatch with scales, bf16 combine."""
-    return [case for row, line in _lines(table) for case in _low_latency(row, line, "deepep_low_latency_h100")]
+    return [
+        case for row, line in _lines(table) for case in _low_latency(row, line, "deepep_low_latency_h100")
+    ]
 
 
 def low_latency_blackwell(table: Table) -> list[Case]:
@@ -144,7 +144,7 @@ def low_latency_blackwell(table: Table) -> list[Case]:
 def _low_latency(row: int, line: Mapping[str, Any], file: str, which: str = "") -> Iterator[Case]:
     hidden, experts, members = line["hidden_size"], line["num_experts"], line["ep"]
     for kind, width, payload in (
-        ("dispatch", _fp8(hidden) + _HEADER, hidden),
+        ("dispatch", row_bytes(hidden, "fp8") + HEADER, hidden),
         ("combine", 2 * hidden, 2 * hidden),
     ):
         yield Case(
@@ -172,7 +172,7 @@ def normal_h100(table: Table) -> list[Case]:
     for row, line in _lines(table):
         hidden, members = line["hidden_size"], line["ep"]
         for kind, width, payload in (
-            ("dispatch", _fp8(hidden), hidden),
+            ("dispatch", row_bytes(hidden, "fp8"), hidden),
             ("combine", 2 * hidden, 2 * hidden),
         ):
             cases.append(
@@ -198,8 +198,8 @@ def normal_h100(table: Table) -> list[Case]:
     return cases
 
 
-#: Bytes per number; nvfp4 carries one scale byte for 16 numbers.
-_WIDTH = {"bfloat16": 2.0, "fp8": 1.0, "nvfp4": 0.5 + 1 / 16}
+#: What the source calls a format → our name and the bytes of its numbers, scales not counted.
+_FORMAT = {"bfloat16": "bf16", "fp8": "fp8", "nvfp4": "nvfp4"}
 _NUMBERS = {"bfloat16": 2.0, "fp8": 1.0, "nvfp4": 0.5}
 
 
@@ -228,7 +228,7 @@ def nvlink_gb200(table: Table) -> list[Case]:
                 members=members,
                 domain=_DOMAIN["GB200"],
                 tokens=line["num_tokens"],
-                width=0.0 if none else hidden * _WIDTH[sent],
+                width=0.0 if none else row_bytes(hidden, _FORMAT[sent]),
                 payload=0.0 if none else hidden * _NUMBERS[sent],
                 rows=rows_per_token(sided, members, 72, line["topk"], line["num_experts"], "even"),
                 experts=line["num_experts"],
@@ -257,9 +257,7 @@ _PUBLISHED = (
 
 def published(table: Table) -> list[Case]:
     """moe_a2a_published, but for rows that state no time (UCCL-EP on MI300X)."""
-    return [
-        _published(row, line) for row, line in _lines(table) if np.isfinite(line["time_us"])
-    ]
+    return [_published(row, line) for row, line in _lines(table) if np.isfinite(line["time_us"])]
 
 
 def _published(row: int, line: Mapping[str, Any]) -> Case:
@@ -279,7 +277,7 @@ def _published(row: int, line: Mapping[str, Any]) -> Case:
     experts = 256 if np.isnan(line["num_experts"]) else int(line["num_experts"])
     # A padded buffer holds a row for every expert, wanted or not.
     copies = experts if way == "pairwise" else line["topk"]
-    width = 2 * hidden if line["dtype"] == "bf16" else _fp8(hidden)
+    width = 2 * hidden if line["dtype"] == "bf16" else row_bytes(hidden, "fp8")
     return Case(
         file="moe_a2a_published",
         row=row,

@@ -17,6 +17,7 @@ import numpy as np
 
 from clustersim.errors import ClustersimError
 from clustersim.spec.costs import fitted_tables
+from clustersim.study.expert_checks import checks, influences
 from clustersim.study.families import FAMILIES
 from clustersim.study.fit import fitted
 from clustersim.study.least_squares import Fitted
@@ -39,19 +40,25 @@ def validate_network(leave_out: bool = True) -> dict[str, Any]:
     """Everything `clustersim validate network` prints.
 
     leave_out  whether to fit anew without each file in turn
-    Returns    {goals, boundary, files: [...], leave_one_out: [...], kept: bool}; times in s
+    Returns    {goals, boundary, files: [...], leave_one_out: [...], foretold: [...], influences: [...],
+               kept: bool}; times in s
     """
     files = [
         _file(name, predictions)
         for family in FAMILIES.values()
         for name, predictions in predicted(family, costs_of(family)).items()
     ]
+    foretold = [{**asdict(one), "kept": one.kept} for one in checks()]
+    moved = [{**asdict(one), "kept": one.kept} for one in influences()] if leave_out else []
     return {
         "boundary": BANDWIDTH_RULES,
         "goals": {ruled: {"median": median, "p90": p90} for ruled, (median, p90) in GOALS.items()},
         "files": files,
         "leave_one_out": [one for f in FAMILIES.values() for one in left_out(f)] if leave_out else [],
-        "kept": all(one["kept"] for file in files for one in file["judged"]),
+        "foretold": foretold,
+        "influences": moved,
+        "kept": all(one["kept"] for file in files for one in file["judged"])
+        and all(one["kept"] for one in foretold + moved),
     }
 
 
