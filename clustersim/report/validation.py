@@ -130,7 +130,7 @@ def _foretold(found: Found, console: Console) -> None:
         ]
         for one in found["foretold"]
     ]
-    columns = ("", "rows", "median", "p90", "most", "ratio", "")
+    columns = ("rows", "median", "p90", "most", "ratio", "")
     put_section(console, "Expert exchanges foretold by fits that have not seen them", columns, rows)
 
 
@@ -146,4 +146,4 @@ def _influences(found: Found, console: Console) -> None:
         if one["touched"]
     ]
     title = "Expert exchanges: leave one file out; rows of other files that its libraries share"
-    put_section(console, title, ("", "rows", "off by", "move by", "most", ""), rows)
+    put_section(console, title, ("rows", "off by", "move by", "most", ""), rows)
