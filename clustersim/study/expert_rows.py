@@ -130,7 +130,11 @@ def low_latency_h100(table: Table) -> list[Case]:
 
 
 def low_latency_blackwell(table: Table) -> list[Case]:
-    """deepep_low_latency_blackwell: one server. A GB200 tray has four GPUs."""
+    """deepep_low_latency_blackwell: one server, of which the source does not say how many GPUs it has.
+
+    Eight for B200, four for GB200 (a tray): with these, one share of NVLink's bandwidth explains the
+    large exchanges of both within 3 %.
+    """
     members = {"B200-SXM": 8, "GB200": 4}
     return [
         case
