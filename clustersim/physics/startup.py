@@ -14,8 +14,8 @@ over all members for all-gather, reduce-scatter (n parts) and all-to-all (a memb
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -73,18 +73,28 @@ class Startup:
     """What the simulation adds to a collective's rounds.
 
     launch    s before the first byte of the first round
-    step      s added to every round and each of its repeats beside the path's latency. May be negative
-              where only some hops of a round cross the network: no flow then waits less than 0
+    step      s added to every round and each of its repeats beside the path's latency. Negative where
+              only some hops of a round cross the network: no flow then waits less than 0
     wire      bytes on the wire per byte of payload, >= 1
-    seconds   s the whole exchange takes alone by the closed form
+    latency   s all rounds wait in all, path latencies included: what `step` was worked out from
+    transfer  s the bytes take alone: what `wire` was worked out from
     protocol  LL, LL128 or Simple; "" where there is no choice
+
+    `step` and `wire` hold for rounds and busiest ports as the closed forms count them. Who has the rounds
+    on links can work them out anew: wire = transfer / (most seconds a link carries bytes), at least 1.
     """
 
     launch: float
     step: float
     wire: float
-    seconds: float
+    latency: float
+    transfer: float
     protocol: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """s the whole exchange takes alone."""
+        return self.launch + self.latency + self.transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +115,11 @@ class Parts:
 #: (costs, kind, shape, size, protocol) → parts; inf where the algorithm cannot be used.
 Form: TypeAlias = Callable[[Costs, str, Shape, Numbers, str], Parts]
 
+_PROTOCOLS = ("LL", "LL128", "Simple")
+#: What a tree reaches of a ring's bandwidth: tree_bw_factor of NVIDIA/nccl@5067397c (v2.30.7)
+#: src/graph/tuning.cc.
+_TREE_REACH = 0.92
+
 
 def _rounds_of_a_ring(kind: str, members: Numbers) -> Numbers:
     return (2 if kind == "all_reduce" else 1) * (members - 1)
@@ -116,7 +131,7 @@ def _step(costs: Costs, protocol: str) -> tuple[float, float]:
     return {
         "LL": (library.step_ll, fabric.step_ll),
         "LL128": (library.step_ll128, fabric.step_ll),
-        "Simple": (library.step_simple, fabric.step_simple),
+        "Simple": (library.step_simple, fabric.step_ll + fabric.step_simple),
     }[protocol]
 
 
@@ -125,15 +140,17 @@ def _launch(library: LibraryCosts, protocol: str) -> float:
     return library.launch + start[protocol]
 
 
+def _reach(library: LibraryCosts, protocol: str) -> float:
+    """Share of NVLink's bandwidth that a ring reaches."""
+    return {"LL": library.reach_ll, "LL128": library.reach_ll128, "Simple": library.reach_simple}[protocol]
+
+
 def _network_rate(costs: Costs, shape: Shape, protocol: str) -> Numbers:
     """bytes/s that a member gets over the network."""
     fabric = costs.fabric
     most = shape.network_bandwidth * fabric.reach
-    return {
-        "LL": np.minimum(fabric.rate_ll, most),
-        "LL128": np.minimum(fabric.rate_ll128, most),
-        "Simple": most,
-    }[protocol]
+    # Between domains NCCL goes from LL straight to Simple in all that was measured: no LL128 there.
+    return {"LL": np.minimum(fabric.rate_ll, most), "LL128": 0.0, "Simple": most}[protocol]
 
 
 def _filling(library: LibraryCosts, size: Numbers, protocol: str) -> Numbers:
@@ -151,7 +168,9 @@ def _parts(
     sent, own, reach = nvlink
     inside = shape.per_domain > 1
     over_nvlink = np.where(inside, (sent + own) / (shape.nvlink_bandwidth * reach), 0.0)
-    over_network = np.where(shape.crosses, network / _network_rate(costs, shape, protocol), 0.0)
+    with np.errstate(divide="ignore"):
+        crossing = network / _network_rate(costs, shape, protocol)
+    over_network = np.where(shape.crosses, crossing, 0.0)
     wire = np.maximum(over_nvlink * _filling(costs.library, size, protocol), over_network)
     port = np.maximum(
         np.where(inside, sent / shape.nvlink_bandwidth, 0.0),
@@ -164,20 +183,21 @@ def ring(costs: Costs, kind: str, shape: Shape, size: Numbers, protocol: str) ->
     """Shards go round all members; over several domains as many rings as a domain has members, so
     that every card carries its part.
 
+    Going once round, the slowest shard crosses from every domain to the next.
+
     Source   rounds and hops over the network: NVIDIA/nccl@5067397c (v2.30.7) src/graph/tuning.cc
     """
     library, rounds = costs.library, _rounds_of_a_ring(kind, shape.members)
-    crossing = 2 * shape.domains if kind == "all_reduce" else shape.domains - 1
-    crossing = np.where(shape.crosses, crossing, 0)
+    crossing = (2 if kind == "all_reduce" else 1) * np.where(shape.crosses, shape.domains, 0)
+    crossing = np.minimum(crossing, rounds)
     nvlink_step, network_step = _step(costs, protocol)
     latency = (rounds - crossing) * (shape.nvlink_latency + nvlink_step)
     latency = latency + crossing * (shape.network_latency + network_step)
     shard = size / shape.members
     own = {"LL": 0.0, "LL128": library.own_ll128, "Simple": library.own_simple}[protocol]
-    reach = {"LL": library.reach_ll, "LL128": library.reach_ll128, "Simple": library.reach_simple}[protocol]
     return _parts(
         costs, shape, size, protocol, _launch(library, protocol), latency,
-        (rounds * shard, own * shard, reach), rounds * shard / shape.per_domain,
+        (rounds * shard, own * shard, _reach(library, protocol)), rounds * shard / shape.per_domain,
     )  # fmt: skip
 
 
@@ -214,7 +234,7 @@ def in_switch(costs: Costs, kind: str, shape: Shape, size: Numbers, protocol: st
     library = costs.library
     deep = np.ceil(np.log2(np.maximum(shape.domains, 1)))
     latency = 2 * shape.nvlink_latency
-    latency = latency + 2 * deep * (shape.network_latency + costs.fabric.step_simple)
+    latency = latency + 2 * deep * (shape.network_latency + _step(costs, "Simple")[1])
     reach = library.switch_reach * np.where(shape.crosses, _TREE_REACH, 1.0)
     parts = _parts(
         costs, shape, size, "Simple", library.launch + shape.per_domain * library.switch_head, latency,
@@ -240,12 +260,14 @@ def pairwise(costs: Costs, kind: str, shape: Shape, size: Numbers, protocol: str
     simple = protocol == "Simple"
     launch = library.pair_launch + (library.pair_simple if simple else 0.0)
     launch = launch + np.maximum(near - 1, 0) * library.pair_peer + np.maximum(far - 1, 0) * fabric.pair_peer
-    step = fabric.step_simple if simple else fabric.step_ll
+    step = _step(costs, protocol)[1]
     latency = np.where(shape.crosses, shape.network_latency + step, shape.nvlink_latency)
     own = 0.0 if kind == "point_to_point" else library.pair_own
     if simple:
+        # A single message has all channels to itself, and keeps them full.
+        filled = np.inf if kind == "point_to_point" else size
         return _parts(
-            costs, shape, size, protocol, launch, latency,
+            costs, shape, filled, protocol, launch, latency,
             (near * part, own * part, library.pair_reach), far * part,
         )  # fmt: skip
     parts = _parts(
@@ -281,27 +303,107 @@ def _kernel(shape: Shape, launch: float, peer: float, reach: float, bytes_in: Nu
     )
 
 
-#: What a tree reaches of a ring's bandwidth: tree_bw_factor of NVIDIA/nccl@5067397c (v2.30.7)
-#: src/graph/tuning.cc.
-_TREE_REACH = 0.92
-_PROTOCOLS = ("LL", "LL128", "Simple")
+def hierarchical(costs: Costs, kind: str, shape: Shape, size: Numbers, protocol: str) -> Parts:
+    """Straight to the members of the domain, then along the rails, one phase after the other; an
+    all-reduce comes back the same way."""
+    inside = replace(shape, members=shape.per_domain, domains=1)
+    rails = replace(shape, members=shape.domains, nvlink_bandwidth=np.inf)
+    share = size / shape.per_domain
+    if kind == "all_reduce":
+        across = ring(costs, kind, rails, share, protocol)
+        within = pairwise(costs, kind, inside, size, _either(protocol))
+        return _one_after_another(within, across, within)
+    across = pairwise(costs, kind, rails, share, _either(protocol))
+    return _one_after_another(across, pairwise(costs, kind, inside, size, _either(protocol)))
 
-#: Kind of exchange → algorithm → its form and the protocols the library may take for it. Custom kernels
-#: are taken where a deployment names them: `auto` is what NCCL does.
-FORMS: dict[str, dict[str, tuple[Form, tuple[str, ...]]]] = {
+
+def _either(protocol: str) -> str:
+    # Sends to peers know no LL128.
+    return "Simple" if protocol == "Simple" else "LL"
+
+
+def _one_after_another(*phases: Parts) -> Parts:
+    """One launch for all phases: they are one kernel."""
+    first, *others = phases
+    for phase in others:
+        first = Parts(
+            np.maximum(first.launch, phase.launch), first.latency + phase.latency,
+            first.wire + phase.wire, first.port + phase.port,
+        )  # fmt: skip
+    return first
+
+
+def chain(costs: Costs, kind: str, shape: Shape, size: Numbers, protocol: str) -> Parts:
+    """A broadcast handed on from neighbour to neighbour, piece by piece."""
+    nvlink_step, network_step = _step(costs, protocol)
+    crossing = shape.domains - 1
+    latency = (shape.members - 1 - crossing) * (shape.nvlink_latency + nvlink_step)
+    latency = latency + crossing * (shape.network_latency + network_step)
+    reach = _reach(costs.library, protocol)
+    launch = _launch(costs.library, protocol)
+    return _parts(costs, shape, size, protocol, launch, latency, (size, 0.0, reach), size / shape.per_domain)
+
+
+def binary_tree(costs: Costs, kind: str, shape: Shape, size: Numbers, protocol: str) -> Parts:
+    """A broadcast down a binary tree, piece by piece: an inner member sends everything twice."""
+    nvlink_step, network_step = _step(costs, protocol)
+    deep, far = (np.ceil(np.log2(count)) for count in (shape.members, shape.domains))
+    latency = (deep - far) * (shape.nvlink_latency + nvlink_step)
+    latency = latency + far * (shape.network_latency + network_step)
+    reach = _reach(costs.library, protocol) * _TREE_REACH
+    launch = _launch(costs.library, protocol)
+    return _parts(costs, shape, size, protocol, launch, latency, (2 * size, 0.0, reach), 2 * size)
+
+
+def from_one(costs: Costs, kind: str, shape: Shape, size: Numbers, protocol: str) -> Parts:
+    """A broadcast in which the first member sends everything to everybody."""
+    return pairwise(costs, kind, shape, size * shape.members, protocol)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One algorithm.
+
+    form       its closed form
+    protocols  those a library may take for it, the quickest is taken
+    auto       whether NCCL's tuner has it, so that `auto` may take it
+    """
+
+    form: Form
+    protocols: tuple[str, ...] = _PROTOCOLS
+    auto: bool = True
+
+
+_SENDS = ("LL", "Simple")
+
+#: Kind of exchange → algorithm → way.
+WAYS: dict[str, dict[str, Way]] = {
     "all_reduce": {
-        "ring": (ring, _PROTOCOLS),
-        "double_binary_tree": (tree, _PROTOCOLS),
-        "in_switch": (in_switch, ("Simple",)),
-        "one_shot": (one_shot, ("",)),
-        "two_shot": (two_shot, ("",)),
+        "ring": Way(ring),
+        "double_binary_tree": Way(tree),
+        "in_switch": Way(in_switch, ("Simple",)),
+        "hierarchical": Way(hierarchical, auto=False),
+        "one_shot": Way(one_shot, ("",), auto=False),
+        "two_shot": Way(two_shot, ("",), auto=False),
     },
-    "all_gather": {"ring": (ring, _PROTOCOLS)},
-    "reduce_scatter": {"ring": (ring, _PROTOCOLS)},
-    "all_to_all": {"pairwise": (pairwise, ("LL", "Simple"))},
-    "point_to_point": {"direct": (pairwise, ("LL", "Simple"))},
+    "all_gather": {
+        "ring": Way(ring),
+        "direct": Way(pairwise, _SENDS, auto=False),
+        "hierarchical": Way(hierarchical, _SENDS, auto=False),
+    },
+    "reduce_scatter": {
+        "ring": Way(ring),
+        "direct": Way(pairwise, _SENDS, auto=False),
+        "hierarchical": Way(hierarchical, _SENDS, auto=False),
+    },
+    "broadcast": {
+        "ring": Way(chain),
+        "binary_tree": Way(binary_tree, auto=False),
+        "direct": Way(from_one, _SENDS, auto=False),
+    },
+    "all_to_all": {"pairwise": Way(pairwise, _SENDS)},
+    "point_to_point": {"direct": Way(pairwise, _SENDS)},
 }
-CUSTOM = ("one_shot", "two_shot")
 
 
 def estimate(
@@ -309,34 +411,37 @@ def estimate(
 ) -> tuple[Parts, np.ndarray]:
     """The parts of an exchange's time with the quickest protocol, and which that is.
 
-    Returns  parts; int[...] position of the protocol among those of FORMS
-    Raises   ClustersimError for an algorithm without a form
+    Returns  parts; int[...] position of the protocol among those of the way
+    Raises   ClustersimError for an algorithm without a closed form
     """
-    form, protocols = pick(FORMS[kind], algorithm, f"start-up cost of {kind}")
-    found = [form(costs, kind, shape, size, protocol) for protocol in protocols]
+    way = pick(WAYS[kind], algorithm, f"start-up cost of {kind}")
+    return _quickest([way.form(costs, kind, shape, size, protocol) for protocol in way.protocols])
+
+
+def quickest(
+    costs: Costs, kind: str, shape: Shape, size: Numbers, among: Collection[str] | None = None
+) -> tuple[Parts, np.ndarray, list[str]]:
+    """What `auto` takes: parts, int[...] position of the algorithm, and the algorithms' names."""
+    names = [name for name, way in WAYS[kind].items() if way.auto and (among is None or name in among)]
+    return (*_quickest([estimate(costs, kind, name, shape, size)[0] for name in names]), names)
+
+
+def _quickest(found: list[Parts]) -> tuple[Parts, np.ndarray]:
     best = np.argmin(np.stack(np.broadcast_arrays(*(parts.seconds for parts in found))), axis=0)
-    return _chosen(found, best), best
 
-
-def _chosen(found: list[Parts], best: np.ndarray) -> Parts:
     def of(name: str) -> Numbers:
         values = [np.broadcast_to(getattr(parts, name), best.shape) for parts in found]
         return np.take_along_axis(np.stack(values), best[None], axis=0)[0]
 
-    return Parts(of("launch"), of("latency"), of("wire"), of("port"))
+    return Parts(of("launch"), of("latency"), of("wire"), of("port")), best
 
 
-def quickest(costs: Costs, kind: str, shape: Shape, size: Numbers) -> tuple[Parts, np.ndarray, list[str]]:
-    """What `auto` takes: parts, int[...] position of the algorithm, and the algorithms' names."""
-    names = [name for name in FORMS[kind] if name not in CUSTOM]
-    found = [estimate(costs, kind, name, shape, size)[0] for name in names]
-    best = np.argmin(np.stack(np.broadcast_arrays(*(parts.seconds for parts in found))), axis=0)
-    return _chosen(found, best), best, names
+def choose(costs: Costs, kind: str, shape: Shape, size: float, among: Collection[str] | None = None) -> str:
+    """The algorithm that `auto` takes: the quickest by the closed form, as NCCL's own tuner has it.
 
-
-def choose(costs: Costs, kind: str, shape: Shape, size: float) -> str:
-    """The algorithm that `auto` takes: the quickest by the closed form, as NCCL's own tuner has it."""
-    _, best, names = quickest(costs, kind, shape, size)
+    among  algorithms that may be taken; by default all that NCCL has
+    """
+    _, best, names = quickest(costs, kind, shape, size, among)
     return names[int(best)]
 
 
@@ -356,6 +461,7 @@ def startup(
         launch=float(parts.launch),
         step=float(parts.latency) / rounds - path,
         wire=max(float(parts.wire) / float(parts.port), 1.0),
-        seconds=float(parts.seconds),
-        protocol=FORMS[kind][algorithm][1][int(best)],
+        latency=float(parts.latency),
+        transfer=float(parts.wire),
+        protocol=WAYS[kind][algorithm].protocols[int(best)],
     )

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
 from pydantic import Field
 
+from clustersim.errors import pick
+from clustersim.spec.costs import fitted_tables, from_values, plain
 from clustersim.spec.quantities import Bandwidth, Fraction, Size, Time, Value
 
 
@@ -60,10 +66,9 @@ class LibraryCosts(Value):
 class FabricCosts(Value):
     """What NCCL's proxies cost on one kind of network between servers.
 
-    step_ll       per hop over the network with LL or LL128, beyond the path's latency
-    step_simple   the same with Simple
+    step_ll       per hop over the network with LL, beyond the path's latency
+    step_simple   on top of that where Simple is taken
     rate_ll       bytes/s per GPU that LL reaches over the network
-    rate_ll128    the same for LL128
     reach         share of the cards' bandwidth that Simple reaches
     pair_peer     per further peer of an all-to-all
     """
@@ -71,7 +76,6 @@ class FabricCosts(Value):
     step_ll: Time
     step_simple: Time
     rate_ll: Bandwidth
-    rate_ll128: Bandwidth
     reach: Fraction
     pair_peer: Time
 
@@ -95,3 +99,35 @@ class KernelCosts(Value):
     reach_two: Fraction
     host: Time
     copy_rate: Bandwidth
+
+
+SECTION = "collectives"
+
+#: Groups of the section: GPU architectures and kinds of network. All others are custom kernels, called
+#: <library>_<architecture>.
+ARCHITECTURES = ("ampere", "hopper", "blackwell")
+FABRICS = ("infiniband", "ethernet")
+
+
+@cache
+def library_costs(architecture: str) -> LibraryCosts:
+    """What NCCL costs on an architecture, a name of ARCHITECTURES. Raises ClustersimError for others."""
+    return from_values(_group(architecture, ARCHITECTURES), LibraryCosts)
+
+
+@cache
+def fabric_costs(fabric: str) -> FabricCosts:
+    """What a kind of network costs, a name of FABRICS. Raises ClustersimError for others."""
+    return from_values(_group(fabric, FABRICS), FabricCosts)
+
+
+@cache
+def kernel_costs(library: str, architecture: str) -> KernelCosts:
+    """What the custom all-reduce of a library (vllm, sglang, trtllm) costs on an architecture."""
+    known = [name for name in fitted_tables()[SECTION] if name not in (*ARCHITECTURES, *FABRICS)]
+    return from_values(_group(f"{library}_{architecture}", known), KernelCosts)
+
+
+def _group(name: str, known: Sequence[str]) -> dict[str, Any]:
+    pick(dict.fromkeys(known, ""), name, f"[{SECTION}] of catalogue/network.toml")
+    return plain(fitted_tables()[SECTION][name])

@@ -9,9 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.physics.startup import CUSTOM, Costs, Parts, Shape, estimate, quickest
+from clustersim.physics.startup import Costs, Parts, Shape, estimate, quickest
 from clustersim.spec.costs import from_values
-from clustersim.spec.library import FabricCosts, KernelCosts, LibraryCosts
+from clustersim.spec.library import (
+    ARCHITECTURES,
+    FABRICS,
+    SECTION,
+    FabricCosts,
+    KernelCosts,
+    LibraryCosts,
+)
 from clustersim.spec.quantities import Value
 from clustersim.study.collective_rows import KERNEL_GROUPS, KINDS, READERS, Row, left_out
 from clustersim.study.least_squares import Fitted, Parameter, fit
@@ -19,6 +26,8 @@ from clustersim.study.measured import Table
 from clustersim.study.prediction import Costs as FamilyCosts
 from clustersim.study.prediction import Family, Groups, Prediction, ruled_by, values
 
+#: What a custom kernel knows, in the order in which it learns.
+_CUSTOM = ("one_shot", "two_shot")
 _SHARE = Parameter(0.8, 0.02, 1.0)
 _STEP = Parameter(0.5e-6, 1e-8, 50e-6, "time")
 
@@ -49,7 +58,6 @@ FABRIC = {
     "step_ll": Parameter(3e-6, 1e-7, 50e-6, "time"),
     "step_simple": Parameter(8e-6, 1e-7, 80e-6, "time"),
     "rate_ll": Parameter(3e9, 1e8, 5e10, "bandwidth"),
-    "rate_ll128": Parameter(20e9, 1e8, 5e10, "bandwidth"),
     "reach": Parameter(0.95, 0.3, 1.0),
     "pair_peer": Parameter(2e-6, 1e-8, 50e-6, "time"),
 }
@@ -96,9 +104,9 @@ class Group:
     def _kernel(self, costs: Costs, kind: str) -> tuple[Parts, list[str]]:
         """The quicker of the custom kernels, or NCCL where they are given up."""
         ways = [
-            estimate(costs, kind, name, self.shape, self.size)[0] for name in CUSTOM[: self.rows[0].shots]
+            estimate(costs, kind, name, self.shape, self.size)[0] for name in _CUSTOM[: self.rows[0].shots]
         ]
-        names = [*CUSTOM[: len(ways)], "library"]
+        names = [*_CUSTOM[: len(ways)], "library"]
         ways.append(quickest(costs, kind, self.shape, self.size)[0])
         seconds = np.stack([way.seconds for way in ways])
         seconds[:-1, self.size > self.rows[0].most] = np.inf
@@ -209,13 +217,13 @@ def _by_kernel(row: Row, name: str) -> bool:
 
 #: Group, in the order of fitting → its form, its parameters, and which rows it is fitted to.
 _STAGES: dict[str, tuple[type[Value], Mapping[str, Parameter], Callable[[Row, str], bool]]] = {
-    **dict.fromkeys(("ampere", "hopper", "blackwell"), (LibraryCosts, LIBRARY, _inside)),
-    **dict.fromkeys(("infiniband", "ethernet"), (FabricCosts, FABRIC, _between)),
+    **dict.fromkeys(ARCHITECTURES, (LibraryCosts, LIBRARY, _inside)),
+    **dict.fromkeys(FABRICS, (FabricCosts, FABRIC, _between)),
     **dict.fromkeys(KERNEL_GROUPS, (KernelCosts, KERNELS, _by_kernel)),
 }
 
 COLLECTIVES = Family(
-    "collectives",
+    SECTION,
     {file: partial(predict, file) for file in READERS},
     fit_collectives,
     costs_of,

@@ -27,7 +27,7 @@ _HEAD = """\
 #
 # rows      how many measured rows speak about the parameter
 # residual  median |log(predicted / measured)| of these rows
-# files     the measured tables they stand in; none: a starting value that nothing speaks about
+# files     the measured tables they stand in; none: no row speaks about it
 """
 
 

@@ -29,14 +29,15 @@ class Parameter:
     start      where the search begins, SI; stays where no row speaks about it
     low, high  bounds, SI; both positive
     dimension  a key of units.UNITS, or "" for a plain number
-    prior      log-scale spread around `start` beyond which the fit is held back; inf: none
+    prior      log-scale spread around `start` beyond which the fit is held back; the default only
+               keeps a parameter that nothing speaks about where it is
     """
 
     start: float
     low: float
     high: float
     dimension: str = ""
-    prior: float = np.inf
+    prior: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
