@@ -290,7 +290,7 @@ def port_seconds(way: str, shape: Shape, tokens: Tokens) -> float:
 
 
 def startup(kernel: ExpertKernel, way: str, shape: Shape, tokens: Tokens) -> Startup:
-    """What the simulation adds to the rounds of one dispatch or combine, so that an even one takes `seconds`.
+    """What the simulation adds to the rounds of one dispatch or combine, so that an even one takes `alone`.
 
     Where a library sends less than the simulation (once per rank what is for several of its experts)
     and reaches nearly all of the bandwidth, wire would be below 1; it is 1 then, and the simulation slower.
@@ -299,17 +299,23 @@ def startup(kernel: ExpertKernel, way: str, shape: Shape, tokens: Tokens) -> Sta
     way      a key of ROWS
     """
     load = load_of(way, shape, tokens)
-    latency = shape.network_latency if shape.crosses else shape.nvlink_latency
-    fixed, transfer = float(fixed_seconds(kernel, load)), float(transfer_seconds(kernel, load))
-    port = port_seconds(way, shape, tokens)
+    latency = float(shape.network_latency if shape.crosses else shape.nvlink_latency)
     # The second round of a hierarchical exchange has a path of its own, which the fit counts as fixed.
-    second = shape.nvlink_latency if way == "hierarchical" and shape.crosses else 0.0
+    handed_on = way == "hierarchical" and bool(shape.crosses)
+    transfer = float(transfer_seconds(kernel, load))
+    port = port_seconds(way, shape, tokens)
     return Startup(
-        launch=max(fixed - second, 0.0),
-        step=0.0,
+        launch=float(fixed_seconds(kernel, load)),
+        step=-shape.nvlink_latency / 2 if handed_on else 0.0,
         wire=max(transfer / port, 1.0) if port > 0 else 1.0,
-        seconds=float(latency) + fixed + transfer,
+        latency=latency,
+        transfer=transfer,
     )
+
+
+def alone(found: Startup) -> float:
+    """s that an even exchange takes on an idle machine, by the closed form."""
+    return found.launch + found.latency + found.transfer
 
 
 def choose(kernels: Mapping[str, ExpertKernel], shape: Shape, tokens: Mapping[str, Tokens]) -> str:
@@ -317,4 +323,4 @@ def choose(kernels: Mapping[str, ExpertKernel], shape: Shape, tokens: Mapping[st
 
     kernels  way → its costs; tokens: way → the same exchange in its rows and SMs
     """
-    return min(kernels, key=lambda way: startup(kernels[way], way, shape, tokens[way]).seconds)
+    return min(kernels, key=lambda way: alone(startup(kernels[way], way, shape, tokens[way])))
