@@ -290,7 +290,7 @@ def port_seconds(way: str, shape: Shape, tokens: Tokens) -> float:
 
 
 def startup(kernel: ExpertKernel, way: str, shape: Shape, tokens: Tokens) -> Startup:
-    """What the simulation adds to the rounds of one dispatch or combine, so that an even one takes `alone`.
+    """What the simulation adds to the rounds of one dispatch or combine, so that an even one takes `seconds`.
 
     Where a library sends less than the simulation (once per rank what is for several of its experts)
     and reaches nearly all of the bandwidth, wire would be below 1; it is 1 then, and the simulation slower.
@@ -313,14 +313,9 @@ def startup(kernel: ExpertKernel, way: str, shape: Shape, tokens: Tokens) -> Sta
     )
 
 
-def alone(found: Startup) -> float:
-    """s that an even exchange takes on an idle machine, by the closed form."""
-    return found.launch + found.latency + found.transfer
-
-
 def choose(kernels: Mapping[str, ExpertKernel], shape: Shape, tokens: Mapping[str, Tokens]) -> str:
     """The way that takes least time by the closed form; the first of equals.
 
     kernels  way → its costs; tokens: way → the same exchange in its rows and SMs
     """
-    return min(kernels, key=lambda way: alone(startup(kernels[way], way, shape, tokens[way])))
+    return min(kernels, key=lambda way: startup(kernels[way], way, shape, tokens[way]).seconds)
