@@ -277,6 +277,8 @@ def validation_page() -> str:
             ("file", "median", "p90", "median without it", "p90 without it", "others move, median", "p90"),
             [_left_out_row(one) for one in found["leave_one_out"]],
         ),
+        "## Foretold by fits that have not seen them\n",
+        _table(("expert exchange", *_ERRORS, "goal"), [_foretold_row(one) for one in found["foretold"]]),
     ]
     return "\n".join(parts)
 
@@ -316,6 +318,12 @@ def _left_out_row(one: Mapping[str, Any]) -> tuple[str, ...]:
     pairs = (one["all_files"], one["without_it"], one["others_move"])
     shares = [pair[key] for pair in pairs for key in ("median", "p90")]
     return one["file"], *("" if share is None else f"{share:.0%}" for share in shares)
+
+
+def _foretold_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    goal = "" if one["goal"] is None else "met" if one["kept"] else "missed"
+    share = ("" if one[key] is None else f"{one[key]:.0%}" for key in ("median", "p90"))
+    return one["name"], f"{one['rows']}", *share, f"{one['ratio']:.2f}", goal
 
 
 def _printed_from(source: str) -> str:

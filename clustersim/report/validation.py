@@ -31,6 +31,8 @@ def show_validation(found: Found, console: Console) -> None:
     for file in found["files"]:
         _examples(file, console)
     _left_out(found, console)
+    _foretold(found, console)
+    _influences(found, console)
     put_line(console, "")
     put_line(console, "within the stated errors" if found["kept"] else "OUTSIDE of the stated errors", "bold")
 
@@ -123,3 +125,33 @@ def _left_out(found: Found, console: Console) -> None:
     columns = ("median", "p90", "median", "p90", "median", "p90", "")
     title = "Leave one file out: its errors with all files, its errors without it, how far the others move"
     put_section(console, title, columns, rows)
+
+
+def _foretold(found: Found, console: Console) -> None:
+    rows = [
+        [
+            one["name"],
+            *_errors(one)[:3],
+            said_share(one["most"]),
+            _errors(one)[3],
+            Text("" if one["goal"] is None else "goal met" if one["kept"] else "GOAL MISSED"),
+        ]
+        for one in found["foretold"]
+    ]
+    columns = ("rows", "median", "p90", "most", "ratio", "")
+    put_section(console, "Expert exchanges foretold by fits that have not seen them", columns, rows)
+
+
+def _influences(found: Found, console: Console) -> None:
+    rows = [
+        [
+            one["file"],
+            f"{one['touched']:,}",
+            *(said_share(one[name]) for name in ("off", "moved", "most")),
+            Text("moves less than it is off" if one["kept"] else "MOVES MORE THAN IT IS OFF"),
+        ]
+        for one in found["influences"]
+        if one["touched"]
+    ]
+    title = "Expert exchanges: leave one file out; rows of other files that its libraries share"
+    put_section(console, title, ("rows", "off by", "move by", "most", ""), rows)

@@ -1,6 +1,7 @@
 """Fits the parameters of the network models to the measured tables and writes them to the catalogue.
 
 python -m clustersim.study.fit network
+python -m clustersim.study.fit expert_exchange
 
 Run again, it writes the same file: nothing in it depends on chance, and values have three digits.
 """
@@ -16,11 +17,12 @@ from clustersim.study.least_squares import Fitted
 from clustersim.study.measured import FOLDER, Table, measured
 from clustersim.study.prediction import Family, Groups
 
-TARGET = FOLDER.parent / "network.toml"
+#: Families that have a file of their own, of their section's name; all others share network.toml.
+OWN_FILE = ("expert_exchange",)
 
 _HEAD = """\
 # Start-up costs, protocol costs and reachable bandwidth of exchanges, fitted to measured/*.parquet.
-# Written by `python -m clustersim.study.fit network`; do not edit it. What each parameter means stands
+# Written by `python -m clustersim.study.fit {name}`; do not edit it. What each parameter means stands
 # in the docstrings of clustersim/spec/; measured/README.md says where the measurements come from.
 #
 # rows      how many measured rows speak about the parameter
@@ -38,9 +40,9 @@ def fitted(family: Family, without: str | None = None) -> Groups:
     return family.fit(tables)
 
 
-def document(sections: Mapping[str, Groups]) -> str:
-    """catalogue/network.toml as text."""
-    parts = [_HEAD]
+def document(name: str, sections: Mapping[str, Groups]) -> str:
+    """catalogue/<name>.toml as text."""
+    parts = [_HEAD.format(name=name)]
     for section, groups in sections.items():
         for group, parameters in groups.items():
             lines = [f"{name} = {_inline(one)}" for name, one in parameters.items()]
@@ -54,18 +56,23 @@ def _inline(one: Fitted) -> str:
     return f"{{ value = {value}, rows = {one.rows}, residual = {one.residual!r}, files = [{files}] }}"
 
 
-def network(target: Path = TARGET) -> Path:
-    """Fits all families and writes the file."""
-    target.write_text(document({s: fitted(family) for s, family in FAMILIES.items()}), encoding="utf-8")
+def write(name: str, folder: Path = FOLDER.parent) -> Path:
+    """Fits the families that stand in catalogue/<name>.toml and writes the file.
+
+    name  network, or a name of OWN_FILE
+    """
+    sections = [s for s in FAMILIES if (s == name if name in OWN_FILE else s not in OWN_FILE)]
+    target = folder / f"{name}.toml"
+    target.write_text(document(name, {s: fitted(FAMILIES[s]) for s in sections}), encoding="utf-8")
     return target
 
 
 def main(arguments: list[str]) -> int:
     """Exit status 0, or 2 for a wrong argument."""
-    if arguments != ["network"]:
-        print("usage: python -m clustersim.study.fit network", file=sys.stderr)
+    if len(arguments) != 1 or arguments[0] not in ("network", *OWN_FILE):
+        print(f"usage: python -m clustersim.study.fit {'|'.join(('network', *OWN_FILE))}", file=sys.stderr)
         return 2
-    print(network(), file=sys.stderr)
+    print(write(arguments[0]), file=sys.stderr)
     return 0
 
 

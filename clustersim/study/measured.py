@@ -26,6 +26,7 @@ MEASURED = {
     "nccl_tuning_constants": "constants of NCCL's own cost model",
     "network_point_measurements": "ib_write latency and bandwidth, NCCL floors of small messages",
     "deepep_low_latency_h100": "DeepEP low-latency dispatch and combine, EP8 to EP32",
+    "deepep_low_latency_blackwell": "DeepEP low-latency dispatch and combine in one B200 or GB200 server",
     "deepep_normal_h100": "DeepEP normal dispatch and combine, EP8 to EP64",
     "moe_a2a_published": "published expert all-to-all times of several libraries, EP8 to EP128",
     "nvlink_a2a_gb200": "TensorRT-LLM NVLink all-to-all on GB200, EP2 to EP16",

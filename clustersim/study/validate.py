@@ -17,6 +17,7 @@ import numpy as np
 
 from clustersim.errors import ClustersimError
 from clustersim.spec.costs import fitted_tables
+from clustersim.study.expert_checks import checks, influences
 from clustersim.study.families import FAMILIES
 from clustersim.study.fit import fitted
 from clustersim.study.least_squares import Fitted
@@ -45,9 +46,9 @@ def validate_network(leave_out: bool = True) -> dict[str, Any]:
     """Everything `clustersim validate network` prints.
 
     leave_out  whether to fit anew without each file in turn
-    Returns    {boundary, goals, files: [...], leave_one_out: [...], kept}; times in s. `kept` is false
-               where errors are larger than GOALS and MISSES say, or leaving a file out moves the others
-               by more than its own error
+    Returns    {boundary, goals, files: [...], leave_one_out: [...], foretold: [...], influences: [...],
+               kept}; times in s. `kept` is false where errors are larger than GOALS and MISSES say, or
+               leaving a file out moves the others by more than its own error
     """
     files = [
         _file(name, predictions, family)
@@ -55,13 +56,18 @@ def validate_network(leave_out: bool = True) -> dict[str, Any]:
         for name, predictions in predicted(family, costs_of(family)).items()
     ]
     without = [one for family in FAMILIES.values() for one in left_out(family)] if leave_out else []
+    foretold = [{**asdict(one), "kept": one.kept} for one in checks()]
+    moved = [{**asdict(one), "kept": one.kept} for one in influences()] if leave_out else []
     return {
         "boundary": BANDWIDTH_RULES,
         "goals": {ruled: {"median": median, "p90": p90} for ruled, (median, p90) in GOALS.items()},
         "files": files,
         "leave_one_out": without,
+        "foretold": foretold,
+        "influences": moved,
         "kept": all(one["kept"] for file in files for one in file["judged"])
-        and all(one["holds"] for one in without),
+        and all(one["holds"] for one in without)
+        and all(one["kept"] for one in foretold + moved),
     }
 
 
