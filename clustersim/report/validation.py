@@ -87,9 +87,9 @@ def _classes(file: Found, console: Console) -> None:
 
 
 def rows_sentence(file: Found) -> str:
-    """How many rows a file has, and how many the model speaks about."""
+    """How many rows a file has, and of how many times in them the model speaks; a row may hold several."""
     predicted, fitted = file["predicted"]["rows"], file["fitted"]
-    return f"{file['file']}: {file['rows']:,} rows, {predicted:,} predicted, {fitted:,} of them fitted"
+    return f"{file['file']}: {file['rows']:,} rows, {predicted:,} times predicted, {fitted:,} of them fitted"
 
 
 def _examples(file: Found, console: Console) -> None:
