@@ -134,7 +134,7 @@ def examples(folder: Path, check: bool) -> None:
 @_JSON
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False),
-    help="Also write every row, measured and predicted, as predictions.parquet in this folder.",
+    help="Also write every row to this folder: predictions.parquet, and drawn: predictions.svg.",
 )  # fmt: skip
 @click.option("--quick", is_flag=True, help="Leave the leave-one-file-out errors out.")
 def validate(part: str, as_json: bool, out: Path | None, quick: bool) -> int:

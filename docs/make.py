@@ -30,7 +30,7 @@ from clustersim.spec.reading import read_catalogue
 from clustersim.spec.schema import TABLES as SCENARIO_TABLES
 from clustersim.spec.schema import meanings
 from clustersim.spec.writing import toml_value
-from clustersim.study.validate import validate_network
+from clustersim.study.validate import drawing, validate_network
 from clustersim.trace.record import TABLES
 from clustersim.units import UNITS, show
 
@@ -50,6 +50,7 @@ def pages() -> dict[str, str]:
         "scenario.md": scenario_page(),
         "catalogue.md": catalogue_page(),
         "validation-network.md": validation_page(),
+        "validation-network.svg": drawing(),
         **{f"commands/{name}.md": command_page(name, command) for name, command in cli.commands.items()},
     }
 
@@ -260,6 +261,7 @@ def validation_page() -> str:
         f"{boundary_sentence(found)} Errors are absolute and relative; `ratio` is the median of predicted / "
         "measured. `python -m clustersim.study.fit network` fits the parameters anew; they stand in\n"
         "`clustersim/catalogue/network.toml`, the measurements in `clustersim/catalogue/measured/`.\n",
+        "![predicted against measured](validation-network.svg)\n",
         "## By file\n",
         _table(("file", "ruled by", *_ERRORS, "goal"), list(_judged_rows(found))),
     ]

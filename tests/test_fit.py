@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from pytest import approx
 
+from clustersim.physics.startup import shape_of
 from clustersim.spec.costs import fitted_tables
+from clustersim.spec.hardware import Server
+from clustersim.spec.reading import read_catalogue
 from clustersim.study.collective_rows import READERS
 from clustersim.study.collectives import COLLECTIVES
 from clustersim.study.families import FAMILIES
@@ -101,6 +104,22 @@ def test_no_row_that_the_fit_sees_has_more_than_two_servers_or_is_called_suspect
             assert not row.fitted or row.shape.domains <= 2
             assert not row.fitted or row.shape.members <= 16
             assert not row.fitted or "vultr_b200_all_gather_16" not in row.what
+
+
+@pytest.mark.parametrize(
+    ("gpu", "server"),
+    [("A100", "dgx_a100"), ("H100", "dgx_h100"), ("H200", "dgx_h200"), ("B200", "dgx_b200")],
+)
+def test_measured_machines_are_those_of_the_catalogue(gpu: str, server: str) -> None:
+    entry = read_catalogue("servers")[server]
+    assert isinstance(entry, Server)
+    rows = [row for row in READERS["nccl_intranode"](measured("nccl_intranode")) if row.what.startswith(gpu)]
+    for row in rows:
+        expected = shape_of(entry, row.architecture, int(row.shape.members), 1)
+        assert row.shape.nvlink_bandwidth == expected.nvlink_bandwidth
+        assert row.shape.nvlink_latency == expected.nvlink_latency
+        assert row.shape.network_latency == expected.network_latency
+        assert row.shape.in_switch == (expected.in_switch if "half" in row.what else 0)
 
 
 def test_only_known_fits_are_done(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pytest import approx
 
 from clustersim.errors import ClustersimError
-from clustersim.physics.startup import WAYS, Costs, Shape, choose, estimate, startup
+from clustersim.physics.startup import WAYS, Costs, Shape, choose, estimate, shape_of, startup
+from clustersim.spec.hardware import Server
 from clustersim.spec.library import (
     ARCHITECTURES,
     FABRICS,
@@ -21,6 +22,7 @@ from clustersim.spec.library import (
     kernel_costs,
     library_costs,
 )
+from clustersim.spec.reading import read_catalogue
 
 EVERY = [(kind, name) for kind, ways in WAYS.items() for name in ways]
 SERVER = Shape(8, 1, 450e9, 0.6e-6, 50e9, 2.68e-6, 1)
@@ -187,6 +189,19 @@ def test_an_all_to_all_is_many_times_slower_when_it_leaves_the_rack() -> None:
         costs_of("blackwell"), "all_to_all", "pairwise", replace(RACK, members=128, domains=2), 2.0**33
     )
     assert outside.seconds > 5 * inside.seconds
+
+
+def test_a_member_has_its_share_of_the_cards_and_no_more_than_its_bus() -> None:
+    server = read_catalogue("servers")["dgx_h100"]
+    assert isinstance(server, Server)
+    few = server.model_copy(update={"nics": 2})
+    many = server.model_copy(update={"nics": 16})
+    assert shape_of(server, "hopper", 16, 2).network_bandwidth == approx(50e9)
+    assert shape_of(few, "hopper", 16, 2).network_bandwidth == approx(12.5e9)
+    assert shape_of(many, "hopper", 16, 2, 5e-6) == replace(
+        SERVER, members=16, domains=2, network_bandwidth=server.pcie_bandwidth, network_latency=5e-6
+    )
+    assert not shape_of(server, "ampere", 8, 1).in_switch
 
 
 def test_unknown_names_say_what_there_is() -> None:

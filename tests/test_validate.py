@@ -6,12 +6,14 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from clustersim.cli import _status
 from clustersim.errors import ClustersimError
+from clustersim.report.scatter import scatter
 from clustersim.study import validate
 from clustersim.study.families import FAMILIES
 from clustersim.study.measured import FOLDER, MEASURED, measured
@@ -73,6 +75,7 @@ def test_the_command_prints_a_page_and_leaves_the_rows(
     assert _status(["validate", "network", "--quick", "--out", str(tmp_path / "new")]) == 0
     page = capsys.readouterr().out
     assert "predicted against measured" in page and "within the stated errors" in page
+    assert (tmp_path / "new" / "predictions.svg").read_text("utf-8") == validate.drawing()
     rows = read_columns(tmp_path / "new" / "predictions.parquet")
     assert len(rows["measured"]) == len(validate.all_predictions())
     assert {"file", "row", "measured", "predicted", "ruled", "fitted"} <= set(rows)
@@ -102,6 +105,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
 
 def test_bandwidth_rules_where_the_port_is_busy_most_of_the_time() -> None:
     assert ruled_by(0.5, 1.0) == "bandwidth" and ruled_by(0.3, 1.0) == "latency"
+
+
+def test_the_drawing_has_a_dot_where_a_row_lies() -> None:
+    drawn = ElementTree.fromstring(scatter({"a & b": [(1e-6, 1e-6), (1e-3, 1.0)], "c": [(1e-6, 1e-6)]}))
+    dots = [one.get("d") for one in drawn.iter("{http://www.w3.org/2000/svg}path")]
+    # Equal times lie in the middle, at a ratio of 1; what is off by more lies on the edge.
+    assert dots == ["M69 239h3v3h-3zM789 29h3v3h-3z", "M69 239h3v3h-3z"]
 
 
 @pytest.mark.parametrize("name", MEASURED)

@@ -21,7 +21,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from clustersim.errors import pick
-from clustersim.spec.library import FabricCosts, KernelCosts, LibraryCosts
+from clustersim.spec.hardware import Server
+from clustersim.spec.library import IN_SWITCH, FabricCosts, KernelCosts, LibraryCosts
 
 #: A number, or an array of one per row where many rows are worked out at once.
 Numbers: TypeAlias = Any
@@ -57,6 +58,22 @@ class Shape:
     def crosses(self) -> Numbers:
         """Whether the group spreads over several domains."""
         return self.domains > 1
+
+
+def shape_of(
+    server: Server, architecture: str, members: int, domains: int, network_latency: float | None = None
+) -> Shape:
+    """The shape of a group on equal servers.
+
+    architecture     a name of spec.library.ARCHITECTURES
+    members          ranks in the group; domains: NVLink domains they spread over
+    network_latency  s of the longest path between two members of different domains; by default that
+                     through one leaf
+    """
+    card = min(server.nics * server.nic_bandwidth / server.gpus, server.pcie_bandwidth)
+    latency = server.nic_latency if network_latency is None else network_latency
+    summing = int(architecture in IN_SWITCH)
+    return Shape(members, domains, server.nvlink_bandwidth, server.nvlink_latency, card, latency, summing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,8 @@ SECTION = "collectives"
 #: <library>_<architecture>.
 ARCHITECTURES = ("ampere", "hopper", "blackwell")
 FABRICS = ("infiniband", "ethernet")
+#: Architectures whose NVSwitch reduces and multicasts (NVLS).
+IN_SWITCH = ("hopper", "blackwell")
 
 
 @cache

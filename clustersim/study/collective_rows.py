@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from clustersim.physics.startup import Shape
+from clustersim.spec.library import IN_SWITCH
 from clustersim.study.measured import Table
 
 _MICRO = 1e-6
@@ -19,15 +20,14 @@ _LARGE = 2.0**34
 #: A network's fabric where there is none: any does.
 _NO_NETWORK = ("infiniband", 50e9)
 
-#: First letters of a GPU's name → architecture, NVLink bytes/s of a GPU one way (data sheet),
-#: whether NVSwitch reduces and multicasts.
+#: First letters of a GPU's name → architecture, NVLink bytes/s of a GPU one way (data sheet).
 _GPUS = {
-    "A100": ("ampere", 300e9, 0),
-    "H100": ("hopper", 450e9, 1),
-    "H200": ("hopper", 450e9, 1),
-    "B200": ("blackwell", 900e9, 1),
-    "GB200": ("blackwell", 900e9, 1),
-    "GB300": ("blackwell", 900e9, 1),
+    "A100": ("ampere", 300e9),
+    "H100": ("hopper", 450e9),
+    "H200": ("hopper", 450e9),
+    "B200": ("blackwell", 900e9),
+    "GB200": ("blackwell", 900e9),
+    "GB300": ("blackwell", 900e9),
 }
 
 #: nccl-tests' word → kind of exchange.
@@ -82,8 +82,9 @@ Reader: TypeAlias = Callable[[Table], list[Row]]
 def _shape(
     gpu: str, members: int, domains: int, card: float = _NO_NETWORK[1], in_switch: bool = True
 ) -> Shape:
-    _, nvlink, can = _GPUS[_model(gpu)]
-    return Shape(members, domains, nvlink, _NVLINK_LATENCY, card, _NETWORK_LATENCY, can if in_switch else 0)
+    architecture, nvlink = _GPUS[_model(gpu)]
+    can = int(in_switch and architecture in IN_SWITCH)
+    return Shape(members, domains, nvlink, _NVLINK_LATENCY, card, _NETWORK_LATENCY, can)
 
 
 def _model(gpu: str) -> str:

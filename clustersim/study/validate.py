@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from clustersim.errors import ClustersimError
+from clustersim.report.scatter import scatter
 from clustersim.spec.costs import fitted_tables
 from clustersim.study.expert_checks import checks, influences
 from clustersim.study.families import FAMILIES
@@ -87,18 +88,25 @@ def columns(predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
-def save(folder: Path) -> Path:
-    """Writes every prediction as a row of predictions.parquet; returns the file.
+def save(folder: Path) -> None:
+    """Writes every prediction as a row of predictions.parquet, and all of them drawn, predictions.svg.
 
     Raises   ClustersimError if the folder cannot be written
     """
-    path = folder / "predictions.parquet"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_columns(columns(all_predictions()), path)
+        write_columns(columns(all_predictions()), folder / "predictions.parquet")
+        (folder / "predictions.svg").write_text(drawing(), encoding="utf-8")
     except OSError as error:
         raise ClustersimError(f"--out {folder}: {error.strerror or error}") from error
-    return path
+
+
+def drawing() -> str:
+    """SVG of predicted / measured of every row, by file."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for one in all_predictions():
+        points.setdefault(one.file, []).append((one.measured, one.predicted))
+    return scatter(points)
 
 
 @cache
