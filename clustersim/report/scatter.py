@@ -10,7 +10,18 @@ _WIDTH, _HEIGHT, _LEFT, _TOP = 720, 420, 70, 30
 _LEGEND = 230
 _CELLS = 140
 _MOST = 4.0
-_COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5fb0", "#c77d0a", "#3f8f8f", "#7a4b2a", "#555555")
+_COLOURS = (
+    "#1b6ca8",
+    "#d1495b",
+    "#3a7d44",
+    "#8f5fb0",
+    "#c77d0a",
+    "#3f8f8f",
+    "#7a4b2a",
+    "#555555",
+    "#e377c2",
+    "#9aa800",
+)
 
 
 def scatter(points: Mapping[str, Sequence[tuple[float, float]]]) -> str:
