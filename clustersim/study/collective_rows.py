@@ -17,7 +17,8 @@ _MICRO = 1e-6
 _NVLINK_LATENCY, _NETWORK_LATENCY = 0.6e-6, 2.68e-6
 #: What "large message, size not recorded" is taken to be, bytes.
 _LARGE = 2.0**34
-#: A network's fabric where there is none: any does.
+#: Fabric of rows that stay in one domain, where any does; and of sets that state no speed of their cards
+#: (coreweave_GB200_128, issue_nccl#1801), for which 400 Gb/s per GPU is taken.
 _NO_NETWORK = ("infiniband", 50e9)
 
 #: First letters of a GPU's name → architecture, NVLink bytes/s of a GPU one way (data sheet).
@@ -219,9 +220,8 @@ def _bus_factor(op: str, members: int) -> float:
 
 #: Start of `impl` → (library, shots it knows).
 _KERNELS = {"TRTLLM": ("trtllm", 1), "vLLM": ("vllm", 2), "SGLang": ("sglang", 2)}
-#: (library, architecture) → bytes up to which its own kernel is taken; above, NCCL is.
-#: vllm: distributed/device_communicators/custom_all_reduce.py takes less than 8 MiB; sglang 0.5.10
-#: up to 8 MiB, 0.5.14 up to 16 MiB; trtllm: as long as it is quicker.
+#: (library, architecture) → bytes up to which its own kernel is taken; above, NCCL is. Read off these
+#: rows: where a library's time jumps to what NCCL takes. trtllm: as long as it is quicker.
 _MOST = {
     ("vllm", "ampere"): 8 * 2.0**20 - 1,
     ("vllm", "hopper"): 8 * 2.0**20 - 1,
