@@ -1,6 +1,7 @@
 """The command line: a thin layer over `study`. Results on standard output, talk on standard error.
 
-Exit status: 0 done, 1 internal error, 2 wrong input, 3 a run that cannot end, 130 interrupted.
+Exit status: 0 done, 1 internal error or errors larger than `validate` states, 2 wrong input, 3 a run
+that cannot end, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -212,6 +213,34 @@ def examples(folder: Path, check: bool) -> None:
     else:
         for path in regenerate(folder):
             click.echo(path, err=True)
+
+
+@cli.command()
+@click.argument("part", type=click.Choice(["network"]))
+@_JSON
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False),
+    help="Also write every row to this folder: predictions.parquet, and drawn: predictions.svg.",
+)  # fmt: skip
+@click.option("--quick", is_flag=True, help="Leave the leave-one-file-out errors out.")
+def validate(part: str, as_json: bool, out: Path | None, quick: bool) -> int:
+    """Hold predictions against what was measured on real hardware.
+
+    PART is network: times of collectives and expert exchanges, file by file. Exit status 1 if errors
+    are larger than stated.
+    """
+    from clustersim.study.validate import save, validate_network
+
+    found = validate_network(leave_out=not quick)
+    if out is not None:
+        save(out)
+    if as_json:
+        _print_json(found)
+    else:
+        from clustersim.report.validation import show_validation
+
+        _print_page(lambda console: show_validation(found, console))
+    return 0 if found["kept"] else 1
 
 
 def _print_json(value: Any) -> None:
