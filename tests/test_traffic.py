@@ -409,7 +409,11 @@ def test_a_long_chain_against_the_order_of_rows_is_no_circle(case: Path) -> None
     assert found.finish == pytest.approx(2e-6)
 
 
-@pytest.mark.parametrize("content", [b"\x1f\x8bno", b"", gzip.compress(FLOWS.encode())[:-20], FLOWS.encode()])
+@pytest.mark.parametrize(
+    "content",
+    [b"\x1f\x8bno", b"", gzip.compress(FLOWS.encode())[:-20], FLOWS.encode()],
+    ids=["not compressed", "empty", "cut off", "plain"],
+)
 def test_a_damaged_compressed_file_is_told(content: bytes, case: Path, call: Any) -> None:
     (case / "flows.csv").unlink()
     (case / "flows.csv.gz").write_bytes(content)
