@@ -1,6 +1,7 @@
 """The command line: a thin layer over `study`. Results on standard output, talk on standard error.
 
-Exit status: 0 done, 1 internal error, 2 wrong input, 130 interrupted.
+Exit status: 0 done, 1 internal error or errors larger than `validate` states, 2 wrong input, 3 a run
+that cannot end, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def run(
     The folder is results/<name>-<hash> unless --out names another. It holds scenario.toml (every
     default written out), summary.json and trace/*.parquet, and appears whole or not at all.
     """
-    from clustersim.errors import ClustersimError
+    from clustersim.errors import ClustersimError, StuckError
     from clustersim.study.run import load, peers, result_folder, run_scenario, save_failure
 
     scenario = load(file, overrides, seed)
@@ -63,6 +64,9 @@ def run(
     try:
         with _progress(quiet or as_json) as tell:
             result = run_scenario(scenario, str(file), tell)
+    except StuckError as error:
+        save_failure(scenario, folder, error)
+        raise
     except ClustersimError:
         raise
     except Exception as error:
@@ -102,6 +106,88 @@ def preview(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 @cli.command()
+@_SCENARIO
+@_SET
+@click.option(
+    "--svg", type=click.Path(path_type=Path, dir_okay=False), metavar="DRAWING",
+    help="Draw the machine into this file, too.",
+)  # fmt: skip
+@_JSON
+def topology(file: Path, overrides: tuple[str, ...], svg: Path | None, as_json: bool) -> None:
+    """Show and check the machine in FILE: a topology, or a scenario with one.
+
+    Parts, links by tier, bisection, oversubscription, how far GPUs are apart, what is wrong with it, and
+    on which single parts it depends. Exit status 2 where the file is wrong or some GPU cannot be reached.
+    """
+    from clustersim.report.topology import show_topology
+    from clustersim.report.topology_svg import topology_svg
+    from clustersim.study.topology import drawing, inspect, load_machine, save_drawing
+
+    machine = load_machine(file, overrides)
+    found = inspect(machine)
+    if svg is not None:
+        save_drawing(svg, topology_svg(found, drawing(machine)))
+    if as_json:
+        _print_json(found)
+    else:
+        _print_page(lambda console: show_topology(found, console))
+
+
+@cli.command()
+@click.argument("case", metavar="CASE_DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--fidelity", type=click.Choice(["fluid", "chunked", "port_bound"]), default="fluid", show_default=True,
+    metavar="NAME", help="The network model: fluid, chunked or port_bound.",
+)  # fmt: skip
+@click.option("--chunk", metavar="SIZE", default="256 KiB", show_default=True, help="Of the chunked model.")
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0, max=0.5), default=0.0, show_default=True,
+    help="Of the fluid model, as network.tolerance of a scenario: 0 is exact.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write the times there, compressed if it ends in .gz; - is standard output.",
+)  # fmt: skip
+@_JSON
+def network(case: Path, fidelity: str, chunk: str, tolerance: float, out: Path | None, as_json: bool) -> None:
+    """Replay the traffic in CASE_DIR: when is each flow done?
+
+    CASE_DIR holds links.csv (link_id,name,bw_GBps,lat_us; 1 GB/s is 1e9 B/s) and flows.csv
+    (flow_id,src,dst,bytes,start_us,after,path), either with .gz; more columns do no harm. `path` lists the
+    links a flow crosses and `after` the flows it waits for, as ids with semicolons between them. A flow is
+    released at start_us, or when all it waits for are done, if that is later; the latencies of its path pass;
+    then it shares its links with the others. The times written are flow_id,release_us,finish_us, in the
+    order of flows.csv. Mistakes name the row, counted as lines of the file: the header is row 1.
+    """
+    from clustersim.errors import ClustersimError
+    from clustersim.study.network import check_out, replay_case, summary
+
+    folder = case
+    if not case.exists():
+        # All of the simulation stands behind this one; a replay needs little of it.
+        from clustersim.study.run import find
+
+        folder = find(case)
+    to_stdout = out is not None and str(out) == "-"
+    if to_stdout and as_json:
+        raise ClustersimError("--out - and --json: both want standard output; give --out a file")
+    if out is not None and not to_stdout:
+        check_out(out, folder)
+    result = replay_case(folder, fidelity, chunk, tolerance)
+    if out is not None and to_stdout:
+        _print(result.csv().decode())
+        return
+    if out is not None:
+        result.write(out)
+    if as_json:
+        _print_json(summary(result))
+        return
+    from clustersim.report.network import show_replay
+
+    _print_page(lambda console: show_replay(summary(result), console, case, out))
+
+
+@cli.command()
 def schema() -> None:
     """Print the JSON Schema of scenario files, so that editors complete and check them."""
     from clustersim.study.preview import schema as scenario_schema
@@ -127,6 +213,34 @@ def examples(folder: Path, check: bool) -> None:
     else:
         for path in regenerate(folder):
             click.echo(path, err=True)
+
+
+@cli.command()
+@click.argument("part", type=click.Choice(["network"]))
+@_JSON
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False),
+    help="Also write every row to this folder: predictions.parquet, and drawn: predictions.svg.",
+)  # fmt: skip
+@click.option("--quick", is_flag=True, help="Leave the leave-one-file-out errors out.")
+def validate(part: str, as_json: bool, out: Path | None, quick: bool) -> int:
+    """Hold predictions against what was measured on real hardware.
+
+    PART is network: times of collectives and expert exchanges, file by file. Exit status 1 if errors
+    are larger than stated.
+    """
+    from clustersim.study.validate import save, validate_network
+
+    found = validate_network(leave_out=not quick)
+    if out is not None:
+        save(out)
+    if as_json:
+        _print_json(found)
+    else:
+        from clustersim.report.validation import show_validation
+
+        _print_page(lambda console: show_validation(found, console))
+    return 0 if found["kept"] else 1
 
 
 def _print_json(value: Any) -> None:
@@ -179,7 +293,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _status(arguments: list[str] | None) -> int:
-    from clustersim.errors import ClustersimError
+    from clustersim.errors import ClustersimError, StuckError
 
     try:
         outcome = cli.main(args=arguments, standalone_mode=False)
@@ -189,6 +303,8 @@ def _status(arguments: list[str] | None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
+    except StuckError as error:
+        return _say(str(error), 3)
     except ClustersimError as error:
         return _say(str(error), 2)
     except Exception:

@@ -22,6 +22,10 @@ class ResultError(ClustersimError):
     """A result folder that is missing, damaged or not ours."""
 
 
+class StuckError(ClustersimError):
+    """A run that can never end: something waits for what will not come."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mistake:
     """One thing that is wrong in an input file.

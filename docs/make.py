@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from clustersim.analysis.schema import schema_page
 from clustersim.cli import cli
 from clustersim.plan.parameters import active_parameters, total_parameters
+from clustersim.report.validation import boundary_sentence, rows_sentence
 from clustersim.spec.hardware import Gpu, Server
 from clustersim.spec.model import Model
 from clustersim.spec.quantities import Value
@@ -29,6 +30,7 @@ from clustersim.spec.reading import read_catalogue
 from clustersim.spec.schema import TABLES as SCENARIO_TABLES
 from clustersim.spec.schema import meanings
 from clustersim.spec.writing import toml_value
+from clustersim.study.validate import drawing, validate_network
 from clustersim.trace.record import TABLES
 from clustersim.units import UNITS, show
 
@@ -47,6 +49,8 @@ def pages() -> dict[str, str]:
         "trace.md": trace_page(),
         "scenario.md": scenario_page(),
         "catalogue.md": catalogue_page(),
+        "validation-network.md": validation_page(),
+        "validation-network.svg": drawing(),
         **{f"commands/{name}.md": command_page(name, command) for name, command in cli.commands.items()},
     }
 
@@ -85,6 +89,7 @@ PLACES = {
     "RailFatTree": '[topology] with family = "rail_fat_tree"',
     "FatTree": '[topology] with family = "fat_tree"',
     "Nvl72": '[topology] with family = "nvl72"',
+    "Dragonfly": '[topology] with family = "dragonfly"',
     "VertexByVertex": '[topology] with family = "explicit"',
     "Vertex": "[[topology.vertices]]",
     "Cable": "[[topology.cables]]",
@@ -246,6 +251,82 @@ def _model_row(model: Model) -> tuple[str, ...]:
 
 def _time(seconds: float) -> str:
     return show(seconds, "time")
+
+
+def validation_page() -> str:
+    """Predicted against measured times of exchanges."""
+    found = validate_network()
+    parts = [
+        "# Network: predicted against measured\n",
+        "Printed from `clustersim validate network` by `python docs/make.py`; do not edit it.\n",
+        f"{boundary_sentence(found)} Errors are absolute and relative; `ratio` is the median of predicted / "
+        "measured. `python -m clustersim.study.fit network` fits the parameters anew; they stand in\n"
+        "`clustersim/catalogue/network.toml`, the measurements in `clustersim/catalogue/measured/`.\n",
+        "![predicted against measured](validation-network.svg)\n",
+        "## By file\n",
+        _table(("file", "ruled by", *_ERRORS, "goal"), list(_judged_rows(found))),
+    ]
+    for file in found["files"]:
+        classes = [(one["kind"], one["ruled"], one["gpus"], *_errors(one)) for one in file["classes"]]
+        parts += [f"## {file['file']}\n", f"{rows_sentence(file)}.\n"]
+        parts += [f"- not fitted: {which}: {why}" for which, why in file["not_fitted"].items()]
+        parts += ["", _table(("kind", "ruled by", "GPUs", *_ERRORS), classes)]
+        parts.append(_table(_EXAMPLE, [_example_row(one) for one in file["examples"]]))
+    parts += [
+        "## Leave one file out\n",
+        "The fit is done again without the file: its errors with and without it, and by how much the\n"
+        "predictions of all other files move.\n",
+        _table(
+            ("file", "median", "p90", "median without it", "p90 without it", "others move, median", "p90"),
+            [_left_out_row(one) for one in found["leave_one_out"]],
+        ),
+        "## Foretold by fits that have not seen them\n",
+        _table(("expert exchange", *_ERRORS, "goal"), [_foretold_row(one) for one in found["foretold"]]),
+    ]
+    return "\n".join(parts)
+
+
+_ERRORS = ("rows", "median", "p90", "ratio")
+_EXAMPLE = ("kind", "GPUs", "size", "measured", "predicted", "error", "algorithm", "what")
+
+
+def _errors(one: Mapping[str, Any]) -> tuple[str, ...]:
+    if not one["rows"]:
+        return "0", "", "", ""
+    return f"{one['rows']}", f"{one['median']:.1%}", f"{one['p90']:.1%}", f"{one['ratio']:.2f}"
+
+
+def _judged_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for file in found["files"]:
+        for one in file["judged"]:
+            met = "met" if one["met"] else f"missed: {one['why_missed']}"
+            yield file["file"], one["ruled"], *_errors(one), met if one["rows"] else ""
+
+
+def _example_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        one["kind"],
+        f"{one['gpus']}",
+        show(one["size"], "size"),
+        _time(one["measured"]),
+        _time(one["predicted"]),
+        f"{one['error']:+.0%}",
+        one["choice"],
+        one["what"],
+    )
+
+
+def _left_out_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    # Whole percents: a refit may differ in its last digit from computer to computer.
+    pairs = (one["all_files"], one["without_it"], one["others_move"])
+    shares = [pair[key] for pair in pairs for key in ("median", "p90")]
+    return one["file"], *("" if share is None else f"{share:.0%}" for share in shares)
+
+
+def _foretold_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    goal = "" if one["goal"] is None else "met" if one["kept"] else "missed"
+    share = ("" if one[key] is None else f"{one[key]:.0%}" for key in ("median", "p90"))
+    return one["name"], f"{one['rows']}", *share, f"{one['ratio']:.2f}", goal
 
 
 def _printed_from(source: str) -> str:

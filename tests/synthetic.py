@@ -125,6 +125,15 @@ def _sums_and_links(recorder: Recorder) -> None:
         waited_for=[-1, -1, -1, 0, -1],
     )
     recorder.rows(
+        "exchanges",
+        operator=["combine", "combine", "send"],
+        phase="decode",
+        kind=["all_to_all", "all_to_all", "point_to_point"],
+        algorithm=["pairwise", "hierarchical", "direct"],
+        count=[1, 3, 2],
+        bytes=[10.0, 30.0, 20.0],
+    )
+    recorder.rows(
         "links",
         link=[0, 1],
         source=["s0/gpu0", "s0/nvswitch"],
@@ -134,6 +143,14 @@ def _sums_and_links(recorder: Recorder) -> None:
         latency=1e-6,
         bytes=[50.0, 0.0],
         offered=100.0,
+    )
+    recorder.rows(
+        "queues",
+        link=[0, 0, 1],
+        start=[0.0, 4.0, 0.0],
+        end=[4.0, 10.0, 10.0],
+        mean=[6.0, 0.0, 0.0],
+        max=[9.0, 0.0, 0.0],
     )
 
 
@@ -147,6 +164,7 @@ def _spans(recorder: Recorder) -> None:
         stream="compute",
         operator=["attention", "attention", "combine", "combine"],
         kind=["compute", "compute", "exchange", "exchange"],
+        algorithm=["", "", "pairwise", "pairwise"],
         layer=[-1, 0, 0, 0],
         start=[0.0, 0.0, 2.0, 1.0],
         met=[0.0, 0.0, 2.0, 2.0],

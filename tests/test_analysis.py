@@ -19,7 +19,17 @@ from clustersim.analysis.experts import experts
 from clustersim.analysis.latency import distribution, in_flight, latencies, numbers
 from clustersim.analysis.schema import _DISTRIBUTION, DISTRIBUTIONS, SCHEMA, schema_page
 from clustersim.analysis.summary import summarize
-from clustersim.analysis.utilization import STATES, busiest, gpus, links, mfu, spread, tiers, worst
+from clustersim.analysis.utilization import (
+    STATES,
+    busiest,
+    gpus,
+    links,
+    mfu,
+    queues,
+    spread,
+    tiers,
+    worst,
+)
 from clustersim.trace.plain import json_text
 from clustersim.trace.record import Recorder, Trace
 
@@ -181,6 +191,19 @@ def test_a_link_is_used_as_far_as_it_carried_what_it_could() -> None:
     assert tiers(found)["gpu-nvswitch"] == {"links": 1, "bytes": 50.0, "mean": 0.5, "max": 0.5}
 
 
+def test_what_waits_for_links_is_averaged_over_the_run_and_the_links_of_a_tier() -> None:
+    # 6 B wait for one link for 4 s of 10 s, at most 9 B; nothing ever for the other, of another tier.
+    assert queues(tiny()) == {
+        "gpu-nvswitch": {"mean": approx(2.4), "max": 9.0},
+        "nvswitch-gpu": {"mean": 0.0, "max": 0.0},
+    }
+
+
+def test_links_without_queues_have_no_depth() -> None:
+    empty = {name: column[:0] for name, column in tiny().tables["queues"].items()}
+    assert queues(Trace({**tiny().tables, "queues": empty}, tiny().facts)) is None
+
+
 def test_expert_queues_are_weighed_by_their_tokens() -> None:
     found = experts(tiny())
     assert found is not None
@@ -286,6 +309,13 @@ VARIANTS: dict[str, Trace] = {
 }
 
 
+def test_algorithms_are_told_by_their_share_of_a_kinds_exchanges() -> None:
+    assert summarize(VARIANTS["whole"])["algorithms"] == {
+        "all_to_all": {"pairwise": 0.25, "hierarchical": 0.75},
+        "point_to_point": {"direct": 1.0},
+    }
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_summary_is_json_without_nan_and_has_every_key(name: str) -> None:
     summary = summarize(VARIANTS[name])
@@ -300,7 +330,14 @@ def paths(value: Any, place: str = "") -> set[str]:
         assert value is None or value.keys() == _DISTRIBUTION.keys()
         return {place}
     if isinstance(value, dict) and place != "prices":
-        free = {"phases": "<phase>", "tiers": "<tier>", "memory.parts": "<part>"}.get(place)
+        free = {
+            "phases": "<phase>",
+            "tiers": "<tier>",
+            "queues": "<tier>",
+            "memory.parts": "<part>",
+            "algorithms": "<kind>",
+            "algorithms.<kind>": "<algorithm>",
+        }.get(place)
         parts = [paths(entry, f"{place}.{free or key}".lstrip(".")) for key, entry in value.items()]
         return set().union(*parts)
     if isinstance(value, list) and place != "notes":

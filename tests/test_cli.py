@@ -299,7 +299,7 @@ def test_the_schema_is_one_of_scenarios(call: Any) -> None:
     assert set(schema["properties"]) >= {"name", "model", "topology", "deployment", "workload", "extends"}
 
 
-@pytest.mark.parametrize("command", ["run", "preview", "schema", "examples"])
+@pytest.mark.parametrize("command", ["run", "preview", "network", "schema", "examples"])
 def test_every_command_has_help_with_a_sentence(call: Any, command: str) -> None:
     done = call(command, "--help")
     assert (
@@ -352,6 +352,19 @@ def test_mistakes_reach_python_as_one_exception(scenario: str) -> None:
     with pytest.raises(clustersim.ScenarioError) as caught:
         clustersim.load(scenario, ["workload.phase=decod", "gating.exponent=-1"])
     assert len(caught.value.mistakes) == 2
+
+
+def test_the_face_shows_all_it_promises_and_nothing_else() -> None:
+    for name in clustersim.__all__:
+        assert name in dir(clustersim) and getattr(clustersim, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'runs'"):
+        clustersim.runs  # noqa: B018
+
+
+def test_help_waits_for_no_large_library() -> None:
+    heavy = "{'numpy', 'pyarrow', 'networkx', 'pydantic', 'simpy', 'rich'} & set(sys.modules)"
+    code = f"import sys, clustersim.cli; assert not {heavy}, {heavy}"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_package_says_that_it_is_typed() -> None:

@@ -31,13 +31,14 @@ from scenarios import (
     trace_of,
 )
 
+from clustersim.analysis.summary import summarize
 from clustersim.engine import fabric, replica, simulation
 from clustersim.engine.gpu import SERVICE
 from clustersim.errors import ScenarioError
 from clustersim.physics import exchanges
 from clustersim.physics.fidelity import NETWORKS
 from clustersim.plan import lowering
-from clustersim.plan.collectives import COLLECTIVES
+from clustersim.plan.collectives import AUTO, COLLECTIVES
 from clustersim.plan.experts import COPY_CHOICES
 from clustersim.plan.gating import GATINGS
 from clustersim.plan.layout import lay_out
@@ -140,9 +141,17 @@ def assert_requests_come_and_go(scenario: Scenario, trace: Trace) -> None:
 def assert_links_carry_what_flows_cross_them(scenario: Scenario, trace: Trace) -> None:
     flows, links = table(trace, "flows"), table(trace, "links")
     assert np.isfinite(flows["start"]).all() and (flows["start"] <= flows["end"]).all()
+    assert (flows["wire"] >= flows["bytes"]).all()
     path = lay_out(scenario).paths.between(flows["source"], flows["target"]).links
-    size = np.broadcast_to(flows["bytes"][:, None], path.shape)
+    size = np.broadcast_to(flows["wire"][:, None], path.shape)
     crossed = np.bincount(path[path >= 0], size[path >= 0], len(links["bytes"]))
+    # What ends or begins at a switch crosses one link of its GPU.
+    for via, end in (("up", "source"), ("down", "target")):
+        here = flows["via"] == via
+        at_switch = np.flatnonzero(links["tier"] == ("gpu-nvswitch" if via == "up" else "nvswitch-gpu"))
+        of_gpu = {links[end][link]: link for link in at_switch.tolist()}
+        names = lay_out(scenario).topology.gpus
+        np.add.at(crossed, [of_gpu[names[rank]] for rank in flows[end][here]], flows["wire"][here])
     assert crossed == approx(links["bytes"])
 
 
@@ -173,9 +182,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     start = draw(
         st.sampled_from([s for s in SERVICE if s == "all_arrived" or (service, etp) == ("by_expert", 1)])
     )
-    algorithms = {
-        k: draw(st.sampled_from(list(COLLECTIVES[k]))) for k in COLLECTIVES if k != "point_to_point"
-    }
+    algorithms = {kind: draw(st.sampled_from([AUTO, *COLLECTIVES[kind]])) for kind in COLLECTIVES}
     experts = {"service": service, "start": start, "copy_choice": draw(st.sampled_from(list(COPY_CHOICES)))}
     if draw(st.booleans()):
         experts |= {"policy": "replicated", "per_gpu": 8}
@@ -826,6 +833,64 @@ def test_a_one_sided_exchange_does_not_make_the_early_wait_for_the_late() -> Non
     for rank in (0, 1, 3):
         assert (begun["one_sided"][rank] < late / 10).all()
     assert begun["one_sided"][2] == approx(late)
+
+
+# ---- algorithms that are chosen -----------------------------------------------------------------
+
+
+def test_auto_is_decided_by_the_bytes_of_each_exchange_and_written_down() -> None:
+    trace = trace_of(
+        tiny(
+            single_server(4, latency=1e-6),
+            deployment=parallel(tp=4, algorithms={"all_reduce": "auto"}),
+            workload={"phase": "both", "prompt_tokens": 1000, "decode_steps": 1},
+        )
+    )
+    exchanges, spans = table(trace, "exchanges"), spans_of(trace)
+    reduces = exchanges["kind"] == "all_reduce"
+    phases, vector = exchanges["phase"][reduces].tolist(), 4 * 64 * 2
+    found = dict(zip(phases, exchanges["algorithm"][reduces].tolist(), strict=True))
+    # One latency for 512 bytes; for half a megabyte least bytes count: the switch's.
+    assert found == {"prefill": "in_switch", "decode": "one_shot"}
+    assert exchanges["count"][reduces].tolist() == [2, 2], "one in each of two layers"
+    here = spans["operator"] == "attention_all_reduce"
+    assert set(spans["algorithm"][here].tolist()) == set(found.values())
+    assert summarize(trace)["algorithms"]["all_reduce"] == {"one_shot": 0.5, "in_switch": 0.5}
+    # Bytes: what members send to the switch and get from it, and three copies of everybody's vector.
+    sent = dict(zip(phases, exchanges["bytes"][reduces].tolist(), strict=True))
+    assert sent["decode"] == approx(2 * 4 * 3 * vector)
+    assert sent["prefill"] == approx(2 * 2 * 4 * (1 + 1 / 4) * 1000 * vector)
+
+
+# ---- hand-over between stages -------------------------------------------------------------------
+
+
+def test_a_scattered_hand_over_crosses_the_network_once_and_nvlink_for_the_rest() -> None:
+    # Four tokens of 64 numbers of two bytes, from a TP pair in one server to one in the other.
+    whole = 4 * 64 * 2
+
+    def spans(way: str) -> dict[str, np.ndarray]:
+        return spans_of(
+            trace_of(
+                tiny(
+                    rail_tree(2, 2),
+                    deployment=parallel(tp=2, pp=2, algorithms={"point_to_point": way}),
+                    workload={"sequences": 4},
+                )
+            )
+        )
+
+    def seconds(spans: dict[str, np.ndarray], operator: str) -> list[float]:
+        here = spans["operator"] == operator
+        return (spans["end"][here] - spans["start"][here]).tolist()
+
+    plain, scattered = spans("direct"), spans("scatter_gather")
+    assert seconds(plain, "stage_transfer") == approx([whole / NIC] * 2)
+    assert seconds(scattered, "stage_transfer") == approx([whole / 2 / NIC] * 2)
+    assert seconds(scattered, "stage_all_gather") == approx([whole / 2 / NVLINK] * 2)
+    assert plain["end"].max() - scattered["end"].max() == approx(whole / 2 / NIC - whole / 2 / NVLINK)
+    ways = dict(zip(scattered["operator"].tolist(), scattered["algorithm"].tolist(), strict=True))
+    assert (ways["stage_transfer"], ways["stage_all_gather"], ways["qkv"]) == ("scatter_gather", "ring", "")
 
 
 # ---- what a run holds ---------------------------------------------------------------------------

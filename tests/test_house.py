@@ -54,7 +54,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "tomllib": ("spec/",),
     "tree_sitter": ("spec/positions.py",),
     "tree_sitter_toml": ("spec/positions.py",),
-    "pyarrow": ("trace/files.py",),
+    "pyarrow": ("trace/files.py", "trace/csv.py"),
     "duckdb": ("analysis/query.py",),
     "rich": ("report/", "cli.py"),
     "plotly": ("report/html.py",),

@@ -19,7 +19,7 @@ from clustersim.plan.layout import lay_out
 from clustersim.plan.lowering import load_of, lower
 from clustersim.plan.memory import needs
 from clustersim.plan.parameters import active_parameters, total_parameters
-from clustersim.plan.stepgraph import Operator, Product, StepGraph, check
+from clustersim.plan.stepgraph import Exchange, Operator, Product, StepGraph, check
 from clustersim.spec.batch import Batch, Piece, batch_of
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.model import Model
@@ -166,6 +166,59 @@ def test_what_is_sent_is_what_is_gathered(deployment: str, model: str, batch: st
     if d.pipeline_parallel > 1:
         expected["stage_transfer"] = d.pipeline_parallel - 1
     assert seen == expected
+
+
+@pytest.mark.parametrize("tokens", [8, 7, 1])
+def test_tp_ranks_that_scatter_hand_over_a_slice_each_and_gather_the_whole(tokens: int) -> None:
+    def exchanges(way: str) -> dict[str, list[Exchange]]:
+        scenario = tiny(
+            rail_tree(2, 4),
+            deployment=parallel(tp=2, dp=2, pp=2, algorithms={"point_to_point": way}),
+            workload={"sequences": 8},
+        )
+        batch = batch_of("prefill", [Piece(shard, tokens, 0, 1) for shard in (0, 1)], 2)
+        layout = lay_out(scenario)
+        counts = expert_counts(load_of(batch, layout).slices, scenario.model, scenario.gating, 0, 0)
+        found: dict[str, list[Exchange]] = {}
+        for op in lower(batch, counts, layout).operators:
+            if op.exchange is not None:
+                found.setdefault(op.name, []).append(op.exchange)
+        return found
+
+    plain, scattered = exchanges("direct"), exchanges("scatter_gather")
+    whole, (slices,), (parts,) = (
+        plain["stage_transfer"],
+        scattered["stage_transfer"],
+        scattered["stage_all_gather"],
+    )
+    assert "stage_all_gather" not in plain
+    # Both shards are handed over once instead of once per TP rank; the second stage makes them whole.
+    assert [one.size.sum() for one in whole] == [2 * slices.size.sum()] == [2 * 2 * tokens * 64 * 2]
+    assert parts.groups.tolist() == [[4, 5], [6, 7]]
+    assert np.array_equal(parts.size.ravel(), slices.size)
+    assert slices.algorithm == "scatter_gather"
+
+
+@pytest.mark.parametrize(
+    "topology, tp, scatters",
+    [
+        (rail_tree(2, 4), 4, True),
+        (rail_tree(2, 4), 1, False),  # nothing to share
+        (single_server(8), 4, False),  # NVLink all the way
+        (rail_tree(4, 2), 4, False),  # the gathering would cross the network
+    ],
+    ids=["between servers", "alone", "in a server", "over servers"],
+)
+def test_left_to_choose_tp_ranks_scatter_where_it_spares_the_network(
+    topology: dict[str, Any], tp: int, scatters: bool
+) -> None:
+    deployment = parallel(tp=tp, dp=4 // tp, pp=2, algorithms={"point_to_point": "auto"})
+    scenario = tiny(topology, deployment=deployment, workload={"sequences": 4})
+    batch = batch_of("decode", [Piece(shard, 4, 0, 1) for shard in range(4 // tp)], 4 // tp)
+    layout = lay_out(scenario)
+    counts = expert_counts(load_of(batch, layout).slices, scenario.model, scenario.gating, 0, 0)
+    names = [op.name for op in lower(batch, counts, layout).operators]
+    assert ("stage_all_gather" in names) == scatters
 
 
 @EVERYWHERE

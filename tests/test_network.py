@@ -482,7 +482,7 @@ def test_a_flow_that_ended_keeps_its_share_no_longer_than_the_tolerance_allows()
 @given(seed=seeds)
 @settings(max_examples=50, deadline=None)
 def test_what_is_stopped_and_sent_anew_arrives_as_if_nothing_had_been(model, seed):
-    rng, capacity, starts = random_traffic(seed)
+    _, capacity, starts = random_traffic(seed)
     undisturbed = finish_times(model(capacity), starts)
     (time, key, group), *others = starts
     network = model(capacity)
@@ -490,13 +490,11 @@ def test_what_is_stopped_and_sent_anew_arrives_as_if_nothing_had_been(model, see
     late = time + float(group.latency.max()) + 1e-4
     gone = {int(p) for _, positions in network.finish(late) for p in positions}
     stays = np.array([p for p in range(len(group.size)) if p not in gone])
-    if not len(stays) or others and min(start[0] for start in others) <= late:
+    if not len(stays) or (others and min(start[0] for start in others) <= late):
         return
     left = network.stop(key, stays, late)
     assert (left <= group.size[stays]).all()
-    again = Flows(
-        np.maximum(left, 1e-9), group.weight[stays], group.links[stays], np.zeros(len(stays))
-    )
+    again = Flows(np.maximum(left, 1e-9), group.weight[stays], group.links[stays], np.zeros(len(stays)))
     times = finish_times(network, [(late, "again", again), *others])
     assert times["again"] == pytest.approx(undisturbed[key][stays], rel=1e-6)
     for other in others:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import networkx as nx
 import numpy as np
 import pytest
 from pytest import approx
-from test_topology import SPECS, explicit, fat_tree, over_specs, rails, server
+from test_topology import GPU, SPECS, dragonfly, explicit, fat_tree, over_specs, racks, rails, server
 
 from clustersim.plan.paths import Paths, PathTable
-from clustersim.plan.topology import Topology, build
-from clustersim.spec.hardware import TopologySpec
+from clustersim.plan.topology import FAMILIES, Topology, build
+from clustersim.spec.hardware import Cable, TopologySpec, Vertex, VertexByVertex
 
 
 def all_pairs(topology: Topology) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +155,7 @@ def test_on_rails_a_flow_reaches_the_targets_rail_over_nvlink_alone(name: str):
 @railed
 def test_on_rails_no_flow_within_a_pod_uses_a_spine(name: str):
     topology = build(SPECS[name])
-    leaves_of_pod = {leaf.split("/")[0] for leaf in topology.graph if leaf.endswith("leaf")}
+    leaves_of_pod = {re.search(r"pod\d+", leaf)[0] for leaf in topology.graph if leaf.endswith("leaf")}
     gpus_per_pod = len(topology.gpus) // len(leaves_of_pod)
     source, target = all_pairs(topology)
     table = Paths(topology).between(source, target)
@@ -198,18 +199,24 @@ def test_the_flows_of_one_gpu_and_those_to_one_gpu_spread_as_well():
         assert load.sum() == 992 and load.max() < 1.5 * load.mean() and load.min() > load.mean() / 1.5
 
 
-def test_the_choice_of_a_card_does_not_settle_the_choice_of_a_spine():
-    topology = build(fat_tree(server(1, 2), servers=128, servers_per_leaf=1, spines=4))
+def test_the_choice_of_a_plane_does_not_settle_the_choice_of_a_spine():
+    topology = build(fat_tree(server(1, 1), servers=128, servers_per_leaf=1, spines=4, planes=2))
     table = Paths(topology).between(np.zeros(127, dtype=np.int64), np.arange(1, 128))
-    ways = {tuple(travelled(topology, table, row)[1:4:2]) for row in range(127)}
-    assert ways == {(f"server0/nic{c}", f"spine{n}") for c in range(2) for n in range(4)}
+    ways = {travelled(topology, table, row)[3] for row in range(127)}
+    assert ways == {f"plane{p}/spine{n}" for p in range(2) for n in range(4)}
 
 
-def test_spare_cards_and_relays_that_share_a_card_take_turns():
-    spare = build(SPECS["fat tree with spare cards"])
-    links = Paths(spare).between(*all_pairs(spare)).links
-    used = {spare.links.source[n] for n in links[links >= 0] if spare.links.tier[n] == "nic-leaf"}
-    assert used == {v for v, kind in spare.graph.nodes(data="kind") if kind == "nic"}
+def test_a_flow_uses_all_cards_of_its_gpu():
+    # Two cards of 50 GB/s per GPU: the narrowest link of a flow's way is as wide as both together.
+    for name in ("fat tree with spare cards", "rails of planes with spare cards"):
+        topology = build(SPECS[name])
+        table = Paths(topology).between(np.array([0]), np.array([len(topology.gpus) - 1]))
+        on_card = [n for n in table.links[0] if topology.links.tier[n] in ("nic-leaf", "leaf-nic")]
+        planes = topology.links.source[on_card[-1]].startswith("plane")
+        assert topology.links.bandwidth[on_card] == approx(100e9 / (3 if planes else 1))
+
+
+def test_relays_that_share_a_card_take_turns():
     shared = build(SPECS["rails with shared cards"])
     # GPUs 10 and 11 of server 1 share card 1, as do GPUs 2 and 3 of server 0.
     assert [way(shared, 0, target)[2] for target in (10, 11)] == ["gpu2", "gpu3"]
@@ -300,3 +307,201 @@ def test_a_gpu_that_does_not_exist_is_a_broken_law():
     for stranger in (-1, 8):
         with pytest.raises(AssertionError):
             paths.between(np.array([stranger]), np.array([0]))
+
+
+def by_vertices(topology: Topology) -> VertexByVertex:
+    """The same machine written down part by part."""
+    graph, links = topology.graph, topology.links
+    both = {n: graph.has_edge(b, a) for a, b, n in graph.edges(data="link")}
+    once = [
+        n
+        for n, (a, b) in enumerate(zip(links.source, links.target, strict=True))
+        if not both[n] or n < graph[b][a]["link"]
+    ]
+    return VertexByVertex(
+        family="explicit",
+        gpu=GPU,
+        vertices=[
+            Vertex(name=name, kind=vertex["kind"], server=max(0, vertex["server"]))
+            for name, vertex in graph.nodes(data=True)
+        ],
+        cables=[
+            Cable(
+                ends=(links.source[n], links.target[n]),
+                bandwidth=f"{links.bandwidth[n]!r} B/s".replace("np.float64(", "").replace(")", ""),
+                latency=f"{float(links.latency[n])!r} s",
+                one_way=not both[n],
+            )
+            for n in once
+        ],
+    )
+
+
+@over_specs
+def test_a_machine_written_vertex_by_vertex_has_paths_of_the_same_length(spec: TopologySpec):
+    topology = build(spec)
+    written = build(by_vertices(topology))
+    source, target = all_pairs(topology)
+    length, as_written = (
+        (Paths(machine).between(source, target).links >= 0).sum(axis=1) for machine in (topology, written)
+    )
+    if topology.routing == "valiant" or "group-group" in topology.links.tier:
+        # Written down, nobody knows of groups: two global links count no more than two local ones.
+        assert (as_written <= length).all()
+    else:
+        assert (as_written == length).all()
+
+
+def test_every_family_is_under_these_laws():
+    assert {spec.family for spec in SPECS.values()} == set(FAMILIES)
+
+
+@over_specs
+def test_who_is_reached_can_answer(spec: TopologySpec):
+    topology = build(spec)
+    source, target = all_pairs(topology)
+    there = Paths(topology).between(source, target)
+    back = Paths(topology).between(target, source)
+    apart = source != target
+    assert ((there.links >= 0).sum(axis=1)[apart] > 0).all()
+    assert ((back.links >= 0).sum(axis=1)[apart] > 0).all()
+
+
+HASHED = {
+    "planes": (fat_tree(server(4, 4), 24, 3, 4, planes=2), ("nic-leaf", "leaf-spine", "spine-leaf")),
+    "rails": (rails(server(4, 4), 32, servers_per_pod=4, spines=4), ("leaf-spine", "spine-leaf")),
+    "racks": (racks(server(4, 4), racks=8, trays=4, spines=4), ("leaf-spine", "spine-leaf")),
+    "dragonfly": (dragonfly(server(2, 2), 5, 4, 4, servers_per_router=3), ("group-group",)),
+}
+
+
+@pytest.mark.parametrize(("spec", "tiers"), HASHED.values(), ids=HASHED.keys())
+def test_equal_ways_are_taken_equally_often_within_chance(spec: TopologySpec, tiers: tuple[str, ...]):
+    topology = build(spec)
+    links = Paths(topology).between(*all_pairs(topology)).links
+    used = np.bincount(links[links >= 0], minlength=len(topology.links.tier))
+    for tier in tiers:
+        mine = np.array([t == tier for t in topology.links.tier])
+        load = used[mine] / topology.links.cables[mine]
+        # Each flow takes a link or not, independently: the variance is at most the mean. Five deviations.
+        assert np.abs(load - load.mean()).max() < 5 * np.sqrt(load.mean())
+
+
+# ---- spraying ------------------------------------------------------------------------------------
+
+SPRAYED = {
+    "spines": fat_tree(server(2, 2), 6, 2, 3),
+    "rails": rails(server(2, 2), 6, servers_per_pod=2, spines=3),
+    "planes": fat_tree(server(2, 2), 4, 1, 2, planes=2),
+    "rails of planes": rails(server(2, 2), 4, servers_per_pod=2, spines=2, planes=2),
+}
+
+
+@pytest.mark.parametrize("spec", SPRAYED.values(), ids=SPRAYED.keys())
+def test_spraying_loads_links_as_a_split_over_all_equal_ways_would(spec: TopologySpec):
+    one_by_one = build(spec)
+    sprayed = build(spec.model_copy(update={"load_balancing": "spray"}))
+    rng = np.random.default_rng(1)
+    gpus = len(one_by_one.gpus)
+    source, target = rng.integers(0, gpus, (2, 40))
+    apart = one_by_one.domain[source] != one_by_one.domain[target]
+    source, target, size = source[apart], target[apart], rng.random(40)[apart]
+    split = np.zeros(len(one_by_one.links.source))
+    hashed = Paths(one_by_one).between(source, target)
+    for row, t in enumerate(target):
+        vertices = travelled(one_by_one, hashed, row)
+        relay = max(n for n, v in enumerate(vertices[:-1]) if v in one_by_one.gpus)
+        for a, b in pairwise(vertices[: relay + 1]):
+            split[one_by_one.graph[a][b]["link"]] += size[row]
+        others = set(one_by_one.gpus) - {vertices[relay], one_by_one.gpus[t]}
+        graph = nx.subgraph_view(one_by_one.graph, filter_node=lambda v, others=others: v not in others)
+        equal = list(nx.all_shortest_paths(graph, vertices[relay], one_by_one.gpus[t]))
+        for a, b in (step for one in equal for step in pairwise(one)):
+            split[one_by_one.graph[a][b]["link"]] += size[row] / len(equal)
+    pooled = np.zeros(len(sprayed.links.source))
+    for row, links in enumerate(Paths(sprayed).between(source, target).links):
+        pooled[links[links >= 0]] += size[row]
+    assert sorted(set(sprayed.links.tier)) == sorted(set(one_by_one.links.tier))
+    for tier in set(sprayed.links.tier):
+        # Every physical link of a pool carries an equal part of it.
+        mine = np.array([t == tier for t in sprayed.links.tier])
+        spread = np.repeat((pooled / sprayed.links.cables)[mine], sprayed.links.cables[mine])
+        theirs = split[[t == tier for t in one_by_one.links.tier]]
+        assert np.sort(spread) == approx(np.sort(theirs))
+
+
+def test_with_spraying_no_equal_uplink_is_hotter_than_another():
+    spec = fat_tree(server(), 16, 2, 8)
+    source = np.arange(128)
+    target = np.random.default_rng(3).permutation(128)
+    hottest = {}
+    for how in ("ecmp", "spray"):
+        topology = build(spec.model_copy(update={"load_balancing": how}))
+        links = Paths(topology).between(source, target).links
+        load = np.bincount(links[links >= 0], minlength=len(topology.links.source)) / topology.links.cables
+        up = np.array([tier == "leaf-spine" for tier in topology.links.tier])
+        leaf = np.array(topology.links.source)[up]
+        hottest[how] = max(load[up][leaf == name].max() / load[up][leaf == name].mean() for name in set(leaf))
+    assert hottest["spray"] == 1.0
+    # 16 flows of a leaf thrown at 8 uplinks: some uplink gets at least twice its part, as ECMP's do.
+    assert hottest["ecmp"] >= 2.0
+
+
+# ---- dragonflies ---------------------------------------------------------------------------------
+
+
+def groups_of(topology: Topology, vertices: list[str]) -> list[int]:
+    """Groups of routers that a flow passes, in order, each once for every time it is entered."""
+    passed = [
+        topology.graph.nodes[v]["group"] for v in vertices if topology.graph.nodes[v]["kind"] == "router"
+    ]
+    return [group for n, group in enumerate(passed) if n == 0 or passed[n - 1] != group]
+
+
+@pytest.mark.parametrize("name", [n for n, spec in SPECS.items() if spec.family == "dragonfly"])
+def test_a_minimal_way_has_one_global_link_and_a_valiant_one_two(name: str):
+    topology = build(SPECS[name])
+    source, target = all_pairs(topology)
+    table = Paths(topology).between(source, target)
+    thirds = set()
+    for row, (s, t) in enumerate(zip(source, target, strict=True)):
+        vertices = travelled(topology, table, row)
+        passed = groups_of(topology, vertices)
+        assert len(passed) == len(set(passed))
+        routers = kinds(topology, vertices).count("router")
+        if topology.domain[s] == topology.domain[t]:
+            assert passed == []
+        elif len(passed) == 1:
+            assert routers <= 2
+        else:
+            assert len(passed) == (3 if topology.routing == "valiant" else 2)
+            assert routers <= (6 if topology.routing == "valiant" else 4)
+            thirds.add(tuple(passed))
+    if topology.routing == "valiant" and len({g for way in thirds for g in way}) > 2:
+        groups = range(5)
+        assert thirds == {(a, b, c) for a in groups for b in groups for c in groups if len({a, b, c}) == 3}
+
+
+def test_valiant_routing_spreads_what_minimal_routing_crams_into_one_link():
+    # Everybody of group g sends to group g + 1: the worst case for minimal routing.
+    loads = {}
+    for routing in ("minimal", "valiant"):
+        spec = dragonfly(
+            server(1, 1), groups=9, routers=8, global_links=1, servers_per_router=4, routing=routing
+        )
+        topology = build(spec)
+        source = np.arange(9 * 32)
+        links = Paths(topology).between(source, (source + 32) % source.size).links
+        used = np.bincount(links[links >= 0], minlength=len(topology.links.tier))
+        loads[routing] = used[[tier == "group-group" for tier in topology.links.tier]]
+    # 32 flows over the one link there is, and over the seven ways round it.
+    assert loads["minimal"].max() == 32 and loads["minimal"].sum() == 288
+    assert loads["valiant"].max() < 20 and loads["valiant"].sum() == 2 * 288
+
+
+def test_a_flow_between_groups_pays_for_local_and_global_links():
+    topology = build(dragonfly(server(1, 1), groups=3, routers=2, global_links=1))
+    latency = Paths(topology).between(np.zeros(5, dtype=np.int64), np.arange(1, 6)).latency
+    # 4 us through one router, 0.4 us more for a local link, 0.5 us for the global one. Router 0 of group
+    # 0 leads to group 1, where router 1 receives; router 1 leads to group 2, where router 0 receives.
+    assert latency == approx([4.4e-6, 4.9e-6, 4.5e-6, 4.9e-6, 5.3e-6])

@@ -132,7 +132,16 @@ def test_a_resolved_scenario_reads_back_equal_from_any_folder(path: Path, write:
 def test_every_default_is_written_out() -> None:
     text = to_toml(read_scenario(ROOT / "workloads/large_ep.toml"))
     values = tomllib.loads(text)
-    assert values["network"] == {"fidelity": "fluid", "chunk": "262144.0 B"}
+    assert values["network"] == {
+        "fidelity": "fluid",
+        "chunk": "262144.0 B",
+        "queueing": "fair",
+        "switching": "store_and_forward",
+        "window": 2,
+        "buffer": "0.0 B",
+        "on_down": "wait",
+        "reroute_after": "0.001 s",
+    }
     assert values["deployment"]["experts"]["policy"] == "contiguous"
     assert "from" not in text.split()
 
@@ -156,8 +165,8 @@ texts = st.text(st.characters(codec="utf-8"), max_size=60)
 
 faults = st.builds(
     lambda factor, start, length, period: {
-        "kind": "slow_gpu",
-        "gpu": 0,
+        "kind": "flapping_link",
+        "link": "gpu0<->server0/nvswitch",
         "factor": factor,
         "start": f"{start!r} s",
         "end": f"{start + length!r} s",
@@ -166,7 +175,7 @@ faults = st.builds(
     st.floats(1, 1e6),
     st.floats(0, 1e3),
     st.floats(1, 1e3),
-    st.floats(1e-6, 1e3),
+    st.floats(2e-3, 1e3),
 )
 
 changes = st.fixed_dictionaries(

@@ -13,6 +13,7 @@ from clustersim.errors import ClustersimError
 from clustersim.plan.topology import FAMILIES, Topology, build, summary
 from clustersim.spec.hardware import (
     Cable,
+    Dragonfly,
     FatTree,
     Gpu,
     Nvl72,
@@ -62,6 +63,29 @@ def fat_tree(box: Server, servers: int, servers_per_leaf: int, spines: int, **ot
     )
 
 
+def racks(box: Server, **other: Any) -> Nvl72:
+    return Nvl72(family="nvl72", server=box, **other)
+
+
+def dragonfly(box: Server, groups: int, routers: int, global_links: int, **other: Any) -> Dragonfly:
+    """One server per router; local links of 100 Gb/s and 0.4 us, global ones of 200 Gb/s and 0.5 us."""
+    return Dragonfly(
+        family="dragonfly",
+        server=box,
+        groups=groups,
+        routers=routers,
+        global_links=global_links,
+        **{
+            "servers_per_router": 1,
+            "local_bandwidth": "100 Gb/s",
+            "global_bandwidth": "200 Gb/s",
+            "local_latency": "0.4 us",
+            "global_latency": "0.5 us",
+            **other,
+        },
+    )
+
+
 def explicit(kinds: dict[str, str], *cables: tuple[str, str], **other: Any) -> VertexByVertex:
     """Vertices by name → kind; cables of 1 GB/s and 1 us, one way where ">" precedes the second name."""
     return VertexByVertex(
@@ -91,6 +115,20 @@ SPECS: dict[str, TopologySpec] = {
     "one NVLink rack": Nvl72(family="nvl72", server=server(4, 4), racks=1, trays=3),
     "NVLink racks": Nvl72(family="nvl72", server=server(4, 4), racks=3, trays=2),
     "NVLink racks with spines": Nvl72(family="nvl72", server=server(4, 4), racks=3, trays=2, spines=2),
+    "oversubscribed fat tree": fat_tree(server(), 6, 2, 4, uplink_bandwidth=None, oversubscription=4.0),
+    "oversubscribed rails": rails(server(4, 4), 6, servers_per_pod=3, oversubscription=3.0),
+    "sprayed fat tree": fat_tree(server(4, 4), 8, 2, 4, load_balancing="spray"),
+    "sprayed rails": rails(server(4, 4), 6, servers_per_pod=2, spines=3, load_balancing="spray"),
+    "sprayed racks": racks(server(2, 2), racks=3, trays=2, spines=2, load_balancing="spray"),
+    "fat tree of planes": fat_tree(server(2, 2), 6, 2, 2, planes=2),
+    "rails of planes with spare cards": rails(server(2, 4), 4, servers_per_pod=2, spines=2, planes=3),
+    "planes of shared cards": fat_tree(server(4, 2), 4, 2, 2, planes=2),
+    "sprayed planes": rails(server(2, 2), 6, servers_per_pod=3, spines=2, planes=4, load_balancing="spray"),
+    "sprayed planes with spare cards": fat_tree(server(2, 4), 4, 2, 3, planes=2, load_balancing="spray"),
+    "dragonfly": dragonfly(server(2, 2), groups=5, routers=4, global_links=1),
+    "dragonfly with several links per pair": dragonfly(server(1, 1), 4, 3, 4, servers_per_router=2),
+    "dragonfly by Valiant": dragonfly(server(2, 2), groups=5, routers=4, global_links=2, routing="valiant"),
+    "dragonfly of one group": dragonfly(server(2, 2), groups=1, routers=3, global_links=1, routing="valiant"),
     "GPUs sharing a card and a switch": explicit(
         {"a": "gpu", "b": "gpu", "c": "gpu", "nv": "nvswitch", "card": "nic", "far": "nic", "leaf": "leaf"},
         *(
@@ -133,7 +171,10 @@ def test_graph_and_link_arrays_tell_the_same(spec: TopologySpec):
     assert graph.number_of_edges() == len(links.source) == len(links.bandwidth) == len(links.latency)
     for a, b, number in graph.edges(data="link"):
         assert (links.source[number], links.target[number]) == (a, b)
-        assert links.tier[number] == f"{graph.nodes[a]['kind']}-{graph.nodes[b]['kind']}"
+        groups = {graph.nodes[a]["group"], graph.nodes[b]["group"]} - {-1}
+        kinds = f"{graph.nodes[a]['kind']}-{graph.nodes[b]['kind']}"
+        assert links.tier[number] == ("group-group" if len(groups) == 2 else kinds)
+    assert (links.cables > 0).all()
     assert (links.bandwidth > 0).all() and (links.latency >= 0).all()
 
 
@@ -184,8 +225,8 @@ def test_nobody_can_change_a_machine(spec: TopologySpec):
 def test_summary_counts_everything_once(spec: TopologySpec):
     topology = build(spec)
     found = summary(topology)
-    assert sum(found["vertices"].values()) == len(topology.graph)
-    assert sum(found["links"].values()) == len(topology.links.source)
+    assert sum(found["vertices"].values()) == sum(n for _, n in topology.graph.nodes(data="parts"))
+    assert sum(found["links"].values()) == topology.links.cables.sum()
     assert sum(found["bandwidth"].values()) == pytest.approx(topology.links.bandwidth.sum())
 
 
@@ -203,11 +244,94 @@ def test_gpus_share_cards_in_order_where_there_are_fewer():
 
 
 def test_cards_are_spread_over_gpus_where_there_are_more():
-    # Card c belongs to GPU c * 3 // 8: 0 0 0 1 1 1 2 2.
+    # Card c belongs to GPU c * 3 // 8: 0 0 0 1 1 1 2 2. A flow is striped over those of its GPU.
     topology = build(SPECS["rails with spare cards"])
-    numbers = [[int(card[-1]) for card in cards_of(topology, f"gpu{g}")] for g in range(3)]
-    assert numbers == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert [cards_of(topology, f"gpu{g}") for g in range(3)] == [
+        ["server0/nic0-2"],
+        ["server0/nic3-5"],
+        ["server0/nic6-7"],
+    ]
     assert topology.rail[:3].tolist() == [0, 3, 6]
+    # Two cards of 50 GB/s on two rails, each with a leaf per pod and a spine; 64 GB/s to each card.
+    links = {(a, b): n for a, b, n in topology.graph.edges(data="link")}
+    way = [("gpu2", "server0/nic6-7"), ("server0/nic6-7", "pod0/rail6-7/leaf")]
+    way += [("pod0/rail6-7/leaf", "rail6-7/spine0")]
+    found = [(topology.links.bandwidth[links[ends]], topology.links.cables[links[ends]]) for ends in way]
+    assert found == [(128e9, 2), (100e9, 2), (100e9, 2)]
+
+
+def test_what_is_drawn_as_one_is_counted_as_all_it_stands_for():
+    one_by_one = rails(server(2, 4), 6, servers_per_pod=2, spines=3, planes=2)
+    sprayed = one_by_one.model_copy(update={"load_balancing": "spray"})
+    # 6 servers of 4 cards with 2 ports; a leaf per pod, card and plane; 3 spines per card and plane.
+    for spec in (one_by_one, sprayed):
+        found = summary(build(spec))
+        assert found["vertices"] == {"gpu": 12, "nic": 24, "nvswitch": 6, "leaf": 24, "spine": 24}
+        assert (found["links"]["nic-leaf"], found["links"]["leaf-spine"]) == (48, 72)
+        assert found["bandwidth"]["nic-leaf"] == pytest.approx(24 * 50e9)
+        assert found["bandwidth"]["leaf-spine"] == pytest.approx(72 * 50e9)
+    assert len(build(sprayed).graph) < len(build(one_by_one).graph)
+
+
+def test_oversubscription_makes_the_uplinks():
+    # Two servers of 8 cards at 50 GB/s make 800 GB/s below a leaf; a fourth of it over 4 spines.
+    topology = build(SPECS["oversubscribed fat tree"])
+    assert topology.links.bandwidth[topology.graph["leaf0"]["spine0"]["link"]] == 50e9
+    # Three cards of 50 GB/s below a leaf; a third of it is one uplink of the usual 50 GB/s.
+    topology = build(SPECS["oversubscribed rails"])
+    spines = [v for v in topology.graph["pod0/rail1/leaf"] if topology.graph.nodes[v]["kind"] == "spine"]
+    assert spines == ["rail1/spine0"]
+    assert topology.links.bandwidth[topology.graph["pod0/rail1/leaf"]["rail1/spine0"]["link"]] == 50e9
+    # Nvl72: two trays below a leaf, so 100 GB/s; 2:1 leaves 50 GB/s, for two spines 25 GB/s each.
+    topology = build(racks(server(2, 2), racks=2, trays=2, spines=2, oversubscription=2.0))
+    assert topology.links.bandwidth[topology.graph["pod0/rail0/leaf"]["rail0/spine1"]["link"]] == 25e9
+
+
+def test_uplinks_that_are_what_the_oversubscription_says_may_be_said_as_well():
+    topology = build(fat_tree(server(), 6, 2, 12, oversubscription=1.33))
+    assert topology.links.bandwidth[topology.graph["leaf0"]["spine11"]["link"]] == 50e9
+
+
+def test_a_card_has_a_port_of_an_equal_part_in_each_plane():
+    topology = build(SPECS["fat tree of planes"])
+    ports = {v: e["link"] for v, e in topology.graph["server0/nic1"].items() if v != "gpu1"}
+    assert set(ports) == {"plane0/leaf0", "plane1/leaf0"}
+    assert [topology.links.bandwidth[n] for n in ports.values()] == [25e9, 25e9]
+    assert set(topology.graph["plane1/leaf0"]) & set(topology.graph["plane0/leaf0"]) == {
+        f"server{s}/nic{c}" for s in (0, 1) for c in (0, 1)
+    }
+
+
+def test_routers_of_a_group_and_groups_are_joined_each_to_each():
+    topology = build(SPECS["dragonfly"])
+    graph, links = topology.graph, topology.links
+    local, far = set(), Counter()
+    for a, b, n in graph.edges(data="link"):
+        if links.tier[n] == "router-router":
+            local.add((a, b))
+        if links.tier[n] == "group-group":
+            far[graph.nodes[a]["group"], graph.nodes[b]["group"]] += int(links.cables[n])
+    names = [[f"group{g}/router{r}" for r in range(4)] for g in range(5)]
+    assert local == {(a, b) for group in names for a in group for b in group if a != b}
+    # Four routers with one global link each make one to each of the four other groups.
+    assert far == {(a, b): 1 for a in range(5) for b in range(5) if a != b}
+
+
+@pytest.mark.parametrize(
+    "groups, routers, global_links", [(5, 4, 1), (4, 3, 4), (5, 4, 2), (2, 3, 1), (9, 8, 2)]
+)
+def test_a_router_has_no_more_global_links_than_it_may(groups: int, routers: int, global_links: int):
+    topology = build(dragonfly(server(1, 1), groups, routers, global_links))
+    links, held, pairs = topology.links, Counter(), Counter()
+    group = topology.graph.nodes(data="group")
+    for source, target, tier, cables in zip(
+        links.source, links.target, links.tier, links.cables, strict=True
+    ):
+        if tier == "group-group":
+            held[source] += int(cables)
+            pairs[group[source], group[target]] += int(cables)
+    assert set(held.values()) == {global_links}
+    assert set(pairs.values()) == {routers * global_links // (groups - 1)}
 
 
 def test_rails_join_equal_cards_of_a_pod_and_spines_equal_rails():
@@ -311,6 +435,32 @@ WRONG: dict[str, tuple[TopologySpec, str]] = {
     "too many uplinks": (fat_tree(server(1, 1), 2_000, 1, 2_000), "links are too many"),
     "GPUs apart": (explicit(PAIR), 'no links lead from GPU "a" to "b"'),
     "a way there but not back": (explicit(PAIR, ("a", ">b")), 'no links lead from GPU "b" to "a"'),
+    "groups that cannot be joined evenly": (
+        dragonfly(server(), groups=6, routers=4, global_links=2),
+        r"groups: 6: .* = 8 links .* among 5 others; 5 and 9 groups can",
+    ),
+    "uplinks and oversubscription at odds": (
+        fat_tree(server(), 4, 2, 4, oversubscription=2.0),
+        r"oversubscription: 2 contradicts the uplinks: .* give 4",
+    ),
+    "an oversubscription between two numbers of uplinks": (
+        rails(server(), 10, servers_per_pod=5, oversubscription=2.0),
+        r"oversubscription: 2 leaves 125 GB/s upwards .* 2.5 is",
+    ),
+    "an oversubscription of nothing": (
+        rails(server(), 4, oversubscription=2.0),
+        "oversubscription: all servers share their leaves",
+    ),
+    "a fat tree without spines": (fat_tree(server(), 4, 2, 0), "spines: missing key"),
+    "a fat tree without a word on its uplinks": (
+        fat_tree(server(), 4, 2, 2, uplink_bandwidth=None),
+        "uplink_bandwidth: missing key",
+    ),
+    "an oversubscription alone": (
+        fat_tree(server(), 4, 2, 0, uplink_bandwidth=None, oversubscription=2.0),
+        "spines: missing key; oversubscription needs",
+    ),
+    "a slip of zeros in planes": (fat_tree(server(), 4, 2, 2, planes=1_000_000), "vertices are too many"),
     "no GPU": (explicit({"x": "leaf"}), "no vertex is a GPU"),
     "an unknown end": (
         explicit({"gpu0": "gpu", "gpu1": "gpu"}, ("gpu0", "gpul")),

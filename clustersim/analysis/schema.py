@@ -84,6 +84,8 @@ SCHEMA: dict[str, str] = {
     "experts.service.p99": "99 in 100 were served in at most this, s",
     "experts.service.max": "the longest, s",
     "experts.tokens": "tokens that came to expert copies, each counted once per copy it went to",
+    "algorithms.<kind>.<algorithm>": "share of the exchanges of a kind that were done by an algorithm; those "
+    "of all groups of a stage count as one",
     "memory.rank": "the rank whose HBM is fullest",
     "memory.gpu": "its GPU",
     "memory.parts.<part>": "what takes the HBM of that rank, bytes",
@@ -93,6 +95,9 @@ SCHEMA: dict[str, str] = {
     "tiers.<tier>.bytes": "bytes they carried",
     "tiers.<tier>.mean": "mean of their utilizations",
     "tiers.<tier>.max": "the largest of their utilizations",
+    "queues.<tier>.mean": "bytes that wait for a link between these kinds of vertices, mean over the "
+    "window and the links; `queues` is null where links have no queues",
+    "queues.<tier>.max": "the most that waited for one of them at once, bytes",
     "claimed.source": "who claims what follows; `claimed` is null where nothing is claimed",
     "claimed.against": "scenario whose newest result is set beside this one, or null",
     "claimed.total_tokens_per_second.claimed": "what is claimed, 1/s",

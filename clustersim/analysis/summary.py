@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from clustersim.analysis.claims import claim_notes, claimed
+from clustersim.analysis.exchanges import algorithms
 from clustersim.analysis.experts import experts
 from clustersim.analysis.latency import bounds, latencies, numbers, phases, throughput, words
 from clustersim.analysis.schema import SCHEMA_VERSION
-from clustersim.analysis.utilization import busiest, gpus, links, mfu, spread, tiers
+from clustersim.analysis.utilization import busiest, gpus, links, mfu, queues, spread, tiers
 from clustersim.trace.plain import plain
 from clustersim.trace.record import Trace
+from clustersim.units import show
 
 # From here on something is worth a sentence. They choose what is said, never what is found.
 _WAIT_STANDS_OUT = 0.25
@@ -40,8 +42,10 @@ def summarize(trace: Trace) -> dict[str, Any]:
         "bounds": bounds(trace),
         "mfu": mfu(trace),
         "experts": experts(trace),
+        "algorithms": algorithms(trace),
         "memory": memory(trace),
         "tiers": tiers(per_link),
+        "queues": queues(trace),
         "claimed": claimed(trace, rates["total_tokens_per_second"], tpot),
         "prices": facts.get("prices"),
         "gpus": per_gpu,
@@ -103,6 +107,20 @@ def _fault_note(trace: Trace) -> Iterator[str]:
     if named:
         more = f" and {len(named) - 3} more" if len(named) > 3 else ""
         yield f"Faults were at work: {', '.join(named[:3])}{more}."
+    yield from _detour_notes(trace)
+
+
+def _detour_notes(trace: Trace) -> Iterator[str]:
+    outages = trace.tables["outages"]
+    moved, avoided, stranded = (int(numbers(outages, c).sum()) for c in ("moved", "avoided", "stranded"))
+    if moved or avoided:
+        left = show(float(numbers(outages, "moved_bytes").sum()), "size")
+        yield (
+            f"While links were down, {moved:,} flows under way took another path with {left} still to send, "
+            f"and {avoided:,} flows began on another path."
+        )
+    if stranded:
+        yield f"While links were down, {stranded:,} flows found no other path and waited."
 
 
 def _wait_note(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:

@@ -135,6 +135,27 @@ def _tier(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def queues(trace: Trace) -> dict[str, dict[str, float]] | None:
+    """Mean and largest bytes that waited for a link, by tier; None where links have no queues.
+
+    The mean is that over all links of the tier and over [0, simulated_seconds].
+    """
+    table, known = trace.tables["queues"], trace.tables["links"]
+    link, most = numbers(table, "link"), numbers(table, "max")
+    if not len(link):
+        return None
+    tier = words(known, "tier")[np.argsort(numbers(known, "link"))]
+    area = numbers(table, "mean") * (numbers(table, "end") - numbers(table, "start"))
+    window = float(trace.facts["simulated_seconds"])
+    return {
+        name: {
+            "mean": float(_ratio(area[tier[link] == name].sum(), window * (tier == name).sum())),
+            "max": float(most[tier[link] == name].max(initial=0.0)),
+        }
+        for name in dict.fromkeys(tier)
+    }
+
+
 def _ratio(amount: np.ndarray, whole: np.ndarray | float) -> np.ndarray:
     """amount ÷ whole, 0 where there is no whole."""
     whole = np.broadcast_to(np.asarray(whole, dtype="float64"), amount.shape)

@@ -177,13 +177,8 @@ def _complete(meeting: Meeting, queue: Queue, member: int, waiting: Sequence[int
     group, place = divmod(member, members)
     if meeting.met[member] != meeting.met[member]:
         return None
-    arrived = np.full(members, np.inf)
+    arrived = _arrivals(meeting, member)
     arrived[place] = meeting.met[member]
-    if meeting.routed.rounds:
-        one_round = meeting.routed.rounds[0]
-        mine = np.flatnonzero(one_round.target == member)
-        ends = meeting.ends[0][mine]
-        arrived[one_round.source[mine] % members] = np.where(np.isnan(ends), np.inf, ends)
     best: tuple[float, int] | None = None
     for slot in waiting:
         senders = queue.tokens[group, :, place * queue.slots + slot] > 0
@@ -191,6 +186,19 @@ def _complete(meeting: Meeting, queue: Queue, member: int, waiting: Sequence[int
         if when < np.inf and (best is None or (when, slot) < best):
             best = (when, slot)
     return None if best is None else best[1]
+
+
+def _arrivals(meeting: Meeting, member: int) -> np.ndarray:
+    """When what each of its group sends to a member is there, float64[n] s; inf for not yet."""
+    assert meeting.routed.brought is not None
+    by = meeting.routed.brought[member]
+    arrived = np.full(len(by), np.inf)
+    first = 0
+    for ends in meeting.ends:
+        here = (by >= first) & (by < first + len(ends))
+        arrived[here] = ends[by[here] - first]
+        first += len(ends)
+    return np.where(np.isnan(arrived), np.inf, arrived)
 
 
 SERVICE: dict[str, Run] = {"all_arrived": in_order, "expert_complete": as_complete}

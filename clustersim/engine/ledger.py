@@ -16,6 +16,9 @@ from clustersim.trace.record import Recorder
 _WAITS = 1_000_000
 
 
+#: What flows.via says, by plan.rounds' PEER, UP and DOWN.
+_VIA = ("peer", "up", "down")
+
 #: (operator, phase, kind, stream): what sums are kept by
 Key = tuple[str, str, str, str]
 
@@ -27,6 +30,7 @@ class Block:
     base             span of the first operator of the first rank; rank n's p-th has base + n * P + p
     start, met, end  float64[N, P] s
     after            int64[N, P] span that released each
+    awaited          int64[N, P] the rank that came last where a rank had to wait for others, else -1
     """
 
     batch: TokenBatch
@@ -36,6 +40,7 @@ class Block:
     met: np.ndarray
     end: np.ndarray
     after: np.ndarray
+    awaited: np.ndarray
 
     @property
     def program(self) -> Program:
@@ -52,11 +57,6 @@ class Block:
         last: np.ndarray = self.base + np.arange(1, len(self.end) + 1) * self.end.shape[1] - 1
         return last
 
-    def rank_of(self, spans: np.ndarray) -> np.ndarray:
-        """The ranks that spans of this block ran on."""
-        ranks: np.ndarray = self.ranks[(spans - self.base) // self.end.shape[1]]
-        return ranks
-
 
 class Ledger:
     """Writes token batches in the order in which they end, and keeps sums over all of them."""
@@ -72,6 +72,8 @@ class Ledger:
         self._last = {s: (np.full(ranks, -1), np.full(ranks, -np.inf)) for s in ("compute", "transfer")}
         self._sums: dict[Key, np.ndarray] = {}
         self._waits: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}
+        #: (operator, phase, kind, algorithm) → how often, bytes
+        self._exchanges: dict[Key, tuple[int, float]] = {}
 
     def write(self, batch: TokenBatch) -> int:
         """Rows of a finished token batch.
@@ -91,8 +93,19 @@ class Ledger:
         for op in batch.graph.operators:
             self.flop[batch.graph.ranks[op.stage]] += op.flop
             self.moved[batch.graph.ranks[op.stage]] += op.bytes
+        self._choices(batch)
         self._flows(batch)
         return released
+
+    def _choices(self, batch: TokenBatch) -> None:
+        """Counts by which algorithm every exchange was done."""
+        for index in sorted(batch.meetings):
+            op, routed = batch.graph.operators[index], batch.meetings[index].routed
+            assert op.exchange is not None
+            key = (op.name, batch.phase, op.exchange.kind, routed.algorithm)
+            count, size = self._exchanges.get(key, (0, 0.0))
+            sent = sum(float(one.payload.sum()) for one in routed.rounds)
+            self._exchanges[key] = (count + 1, size + sent)
 
     def _block(self, batch: TokenBatch, stage: int, sent_from: np.ndarray) -> Block:
         """When each operator of a stage ran. sent_from: spans of the transfers that fed the stage."""
@@ -109,7 +122,8 @@ class Ledger:
                 start[rank, p], met[rank, p] = free, began
                 if before >= 0:
                     after[rank, p] = self._spans + rank * end.shape[1] + before
-        block = Block(batch, stage, self._spans, start, met, end, after)
+        awaited = np.full(end.shape, -1)
+        block = Block(batch, stage, self._spans, start, met, end, after, awaited)
         for p, op in enumerate(program.compute):
             if op.exchange is not None:
                 _meet(block, p)
@@ -133,7 +147,7 @@ class Ledger:
             waited = block.met[:, p] - block.start[:, p]
             self._add(key, block.ranks, block.end[:, p] - block.met[:, p], waited)
             if op.exchange is not None:
-                self._blame(key, block.ranks, waited, block.rank_of(block.after[:, p]))
+                self._blame(key, block.ranks, waited, block.awaited[:, p])
             if op.queue is not None:
                 self._queues(block, p, op)
         if self._level != "sums":
@@ -159,6 +173,7 @@ class Ledger:
         ranks, count = block.end.shape
         program, code = block.program, self._recorder.code
         names = [code("spans", "operator", op.name) for op in program.compute]
+        ways = [code("spans", "algorithm", way) for way in _algorithms(block)]
         kinds = [
             code("spans", "kind", "compute" if op.exchange is None else "exchange") for op in program.compute
         ]
@@ -171,6 +186,7 @@ class Ledger:
             stream="compute",
             operator=np.tile(names, ranks),
             kind=np.tile(kinds, ranks),
+            algorithm=np.tile(ways, ranks),
             layer=np.tile([op.layer for op in program.compute], ranks),
             start=block.start.ravel(),
             met=block.met.ravel(),
@@ -205,6 +221,7 @@ class Ledger:
                 stream="transfer",
                 operator=op.name,
                 kind="exchange",
+                algorithm=batch.meetings[index].routed.algorithm,
                 layer=op.layer,
                 start=start,
                 met=start,
@@ -259,13 +276,27 @@ class Ledger:
                     layer=op.layer,
                     source=meeting.routed.ranks[one_round.source],
                     target=meeting.routed.ranks[one_round.target],
-                    bytes=one_round.flows.size,
+                    via=[_VIA[via] for via in one_round.via.tolist()],
+                    bytes=one_round.payload,
+                    wire=one_round.flows.size,
                     start=meeting.starts[at],
                     end=meeting.ends[at],
                 )
 
     def write_sums(self) -> None:
-        """Rows of the sums over all token batches."""
+        """Rows of the sums over all token batches, and of the algorithms of their exchanges."""
+        for about in sorted(self._exchanges):
+            name, phase, kind, algorithm = about
+            often, size = self._exchanges[about]
+            self._recorder.rows(
+                "exchanges",
+                operator=name,
+                phase=phase,
+                kind=kind,
+                algorithm=algorithm,
+                count=often,
+                bytes=size,
+            )
         for key in sorted(self._sums):
             name, phase, kind, stream = key
             count, busy, wait = self._sums[key]
@@ -293,6 +324,15 @@ class Ledger:
         return most
 
 
+def _algorithms(block: Block) -> list[str]:
+    """Of every operator on the compute stream; empty for those that exchange nothing."""
+    meetings, program = block.batch.meetings, block.program
+    return [
+        "" if op.exchange is None else meetings[index].routed.algorithm
+        for op, index in zip(program.compute, program.indices, strict=True)
+    ]
+
+
 def _meet(block: Block, p: int) -> None:
     """Sets from when on the ranks of exchange p exchange, and what had released those that waited."""
     batch, index = block.batch, block.program.indices[p]
@@ -305,7 +345,8 @@ def _meet(block: Block, p: int) -> None:
     met = np.maximum(began[members], began[last])
     met = np.where(met > block.end[:, p], block.start[:, p], met)
     others = np.flatnonzero(met > block.start[:, p])
-    place = meeting.routed.ranks[last[others]] - block.ranks[0]
+    block.awaited[others, p] = meeting.routed.ranks[last[others]]
+    place = block.awaited[others, p] - block.ranks[0]
     block.met[:, p] = met
     # A late comer's own predecessor stays: nobody it met was later.
     block.after[others, p] = block.after[place, p]
@@ -341,7 +382,9 @@ def _arrivals(meeting: Meeting, groups: np.ndarray) -> np.ndarray:
     g, n = groups.shape
     met = np.array(meeting.met).reshape(g, n)
     arrived = np.repeat(met[:, :, None], n, axis=2)
-    if meeting.routed.rounds:
-        one_round = meeting.routed.rounds[0]
-        arrived[one_round.source // n, one_round.source % n, one_round.target % n] = meeting.ends[0]
+    brought = meeting.routed.brought
+    if meeting.ends and brought is not None:
+        ends = np.concatenate(meeting.ends)
+        by = brought.reshape(g, n, n).transpose(0, 2, 1)
+        arrived = np.where(by >= 0, ends[by], arrived)
     return arrived

@@ -22,19 +22,24 @@ def link_process(
     """Lives as long as the run.
 
     nominal  bandwidth at the start, bytes/s
-    changes  (when, bandwidth from then on), in order of time
+    changes  (when, bandwidth from then on), in order of time; the last holds for ever
     offered  float64[K] bytes the link could have carried; written at the end
     over     fires when the run ends
     """
     bandwidth, since, total = nominal, env.now, 0.0
-    for at, following in changes:
+    upcoming = next(changes, None)
+    while upcoming is not None:
+        (at, following), upcoming = upcoming, next(changes, None)
         if at > env.now:
             yield env.any_of([env.timeout(at - env.now), over])
         if over.triggered:
             break
+        last = upcoming is None
+        if following == bandwidth and not last:
+            continue
         total += bandwidth * (env.now - since)
         bandwidth, since = following, env.now
-        fabric.set_capacity(link, bandwidth)
+        fabric.set_capacity(link, bandwidth, last)
     if not over.processed:
         yield over
     offered[link] = total + bandwidth * (env.now - since)

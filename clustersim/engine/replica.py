@@ -15,9 +15,11 @@ from clustersim.engine.ledger import Ledger
 from clustersim.engine.tokenbatch import Prepared, TokenBatch, prepare
 from clustersim.errors import pick
 from clustersim.physics.bounds import Work, lower_bounds
+from clustersim.physics.chunked import refuse_beyond, services
 from clustersim.physics.exchanges import Routes
 from clustersim.plan.layout import Layout
 from clustersim.plan.lowering import gated, lower
+from clustersim.plan.stepgraph import StepGraph
 from clustersim.serving.batching import Pass, microbatches
 from clustersim.serving.kvcache import KvPool
 from clustersim.serving.request import Request
@@ -92,6 +94,7 @@ class Replica:
         self._steps: dict[tuple[int, int], Step] = {}
         self._room: simpy.Event = self.env.event()
         self._turn: simpy.Event = self.env.event().succeed()
+        self._chunks: dict[str, float] = {}
         self._token_batches = 0
         self._passes = 0
         self._all_passes = 0
@@ -166,22 +169,35 @@ class Replica:
         token_batch = TokenBatch(
             number, one.phase, prepared, self.fabric, self._routes, ready, released, begins
         )
+        self._check_chunks(one.phase, prepared.graph)
         for stage in self._inboxes:
             for inbox in stage:
                 inbox.put(token_batch)
         return token_batch
 
+    def _check_chunks(self, phase: str, graph: StepGraph) -> None:
+        """Refuses a run that would take hours chunk by chunk when the first pass of a phase shows it."""
+        network, w = self.scenario.network, self.scenario.workload
+        if network.fidelity != "chunked" or phase in self._chunks:
+            return
+        exchanges = [self._routes.of(op.exchange) for op in graph.operators if op.exchange is not None]
+        rounds = [one_round for exchange in exchanges for one_round in exchange.rounds]
+        passes = w.batches * w.microbatches * (w.decode_steps if phase == "decode" else 1)
+        self._chunks[phase] = passes * sum(services(one.flows, network.chunk) for one in rounds)
+        refuse_beyond(sum(self._chunks.values()), network.chunk)
+
     def _prepare(self, one: Pass, number: int) -> Prepared:
         """Lowers and prices a pass, or takes an earlier pass's graph where both look alike."""
         scenario, layout = self.scenario, self.layout
         batch = one.batch(len(self._held))
-        counts = gated(batch, scenario, layout, number)
-        key = b"".join(a.tobytes() for a in (batch.tokens, batch.pairs, batch.context, batch.outputs, counts))
+        counts, distinct = gated(batch, scenario, layout, number)
+        enters = (batch.tokens, batch.pairs, batch.context, batch.outputs, counts)
+        key = b"".join(a.tobytes() for a in (*enters, *([] if distinct is None else [distinct])))
         prepared = self._prepared.get(key)
         if prepared is None:
             if len(self._prepared) >= _PREPARED:
                 self._prepared.clear()
-            graph = lower(batch, counts, layout)
+            graph = lower(batch, counts, layout, distinct)
             prepared = self._prepared[key] = prepare(graph, layout, scenario.model.format)
         return prepared
 

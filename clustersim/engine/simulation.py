@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from math import floor
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from math import floor, isnan
 from typing import Any
 
 import numpy as np
 import simpy
 
 from clustersim.engine.fabric import Fabric, Process
-from clustersim.engine.faults import capacities, link_faults, slowness_of
+from clustersim.engine.faults import capacities, end_of, factor_of, link_faults, slowness_of
 from clustersim.engine.gpu import SERVICE, Inbox, compute_stream, transfer_stream
 from clustersim.engine.ledger import Ledger
 from clustersim.engine.link import link_process
+from clustersim.engine.outages import Outages
 from clustersim.engine.replica import Replica
-from clustersim.errors import pick
-from clustersim.physics.fidelity import build
+from clustersim.errors import ClustersimError, pick
+from clustersim.physics.chunked import Deadlock, Queues
+from clustersim.physics.fidelity import build, depths
+from clustersim.physics.network import Network
 from clustersim.plan.layout import Layout
 from clustersim.plan.memory import kv_bytes_per_token, needs
+from clustersim.plan.topology import Links
 from clustersim.serving.arrivals import requests
 from clustersim.serving.kvcache import KvPool
 from clustersim.spec.scenario import Scenario
@@ -35,12 +40,16 @@ def simulate(
 
     facts    what the trace is to carry beside its tables; the counts of the run are added
     tell     called after every pass with (done, all)
-    Raises   ClustersimError where a fault names a link that is not there
+    Raises   ClustersimError where a fault names a link that is not there; StuckError where a flow waits
+             for a link that never returns
     """
     env = simpy.Environment()
     links = layout.topology.links
-    network = build(scenario.network.fidelity, links.bandwidth, scenario.network.chunk)
-    fabric = Fabric(env, network)
+    network = _network(scenario, links.bandwidth)
+    faults = link_faults(scenario.faults, links)
+    asked = scenario.network
+    outages = Outages(layout.topology, asked.on_down, asked.reroute_after) if faults else None
+    fabric = Fabric(env, network, outages)
     recorder = Recorder()
     ledger = Ledger(layout, recorder, scenario.trace.level)
     inboxes = _streams(env, scenario, layout)
@@ -48,13 +57,20 @@ def simulate(
     replica = Replica(scenario, layout, fabric, inboxes, ledger, recorder, pool, tell)
     over = env.event()
     offered = np.zeros(len(links.bandwidth))
-    _links(env, scenario, layout, fabric, offered, over)
-    env.run(until=env.process(_whole(env, replica, scenario, over)))
+    for link, bandwidth in enumerate(links.bandwidth.tolist()):
+        changes = capacities(bandwidth, scenario.faults, faults.get(link, ()), scenario.seed)
+        env.process(link_process(env, link, bandwidth, changes, fabric, offered, over))
+    try:
+        env.run(until=env.process(_whole(env, replica, scenario, over)))
+    except Deadlock as error:
+        raise ClustersimError(_deadlock(error.links, links)) from error
     replica.write_requests()
     ledger.write_sums()
     _machine_rows(recorder, scenario, layout, ledger)
     _memory_rows(recorder, scenario, layout, pool)
     _link_rows(recorder, layout, replica.carried, offered)
+    _outage_rows(recorder, outages, env.now)
+    _queue_rows(recorder, network, env.now)
     return recorder.finish(
         {
             **facts,
@@ -63,6 +79,20 @@ def simulate(
             "events": _events(env),
             "prices": {"measured": 0.0, "interpolated": 0.0, "extrapolated": 0.0, "formula": 1.0},
         }
+    )
+
+
+def _network(scenario: Scenario, bandwidth: np.ndarray) -> Network:
+    how = scenario.network
+    queues = Queues(how.queueing, how.switching, how.window, how.buffer)
+    return build(how.fidelity, bandwidth, how.chunk, queues, how.tolerance)
+
+
+def _deadlock(circle: Sequence[int], links: Links) -> str:
+    names = ", ".join(f"{links.source[link]}->{links.target[link]}" for link in circle)
+    return (
+        f"network.buffer: the full queues of {names} wait for each other in a circle, for ever; take a "
+        'larger buffer, 0 for no bound, or queueing = "fair"'
     )
 
 
@@ -95,21 +125,6 @@ def _streams(env: simpy.Environment, scenario: Scenario, layout: Layout) -> list
     return inboxes
 
 
-def _links(
-    env: simpy.Environment,
-    scenario: Scenario,
-    layout: Layout,
-    fabric: Fabric,
-    offered: np.ndarray,
-    over: simpy.Event,
-) -> None:
-    """A process per link."""
-    faults = link_faults(scenario.faults, layout.topology.links)
-    for link, bandwidth in enumerate(layout.topology.links.bandwidth.tolist()):
-        changes = capacities(bandwidth, faults.get(link, ()))
-        env.process(link_process(env, link, bandwidth, changes, fabric, offered, over))
-
-
 def _pool(scenario: Scenario, layout: Layout) -> KvPool:
     """KV blocks per shard: what the fullest rank has left beside weights, activations and buffers."""
     d, w = scenario.deployment, scenario.workload
@@ -138,7 +153,12 @@ def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, ledger
     for fault in scenario.faults:
         place = fault.link if fault.link is not None else f"rank {fault.gpu}"
         recorder.rows(
-            "faults", kind=fault.kind, place=place, start=fault.start, end=fault.end, factor=fault.factor
+            "faults",
+            kind=fault.kind,
+            place=place,
+            start=fault.start,
+            end=end_of(fault),
+            factor=factor_of(fault),
         )
 
 
@@ -165,3 +185,16 @@ def _link_rows(recorder: Recorder, layout: Layout, carried: np.ndarray, offered:
         bytes=carried,
         offered=offered,
     )
+
+
+def _outage_rows(recorder: Recorder, outages: Outages | None, now: float) -> None:
+    for outage in outages.past if outages else ():
+        end = now if isnan(outage.end) else outage.end
+        recorder.rows("outages", **{**asdict(outage), "end": end})
+
+
+def _queue_rows(recorder: Recorder, network: Network, end: float) -> None:
+    link, rows = depths(network, end)
+    if len(link):
+        start, until, mean, most = rows.T
+        recorder.rows("queues", link=link, start=start, end=until, mean=mean, max=most)

@@ -147,9 +147,10 @@ class TokenBatch:
         """The meeting of the graph's operator `index`; made when the first rank asks for it."""
         meeting = self.meetings.get(index)
         if meeting is None:
-            exchange = self.graph.operators[index].exchange
-            assert exchange is not None
-            meeting = self.meetings[index] = Meeting(self.fabric, self._routes.of(exchange))
+            op = self.graph.operators[index]
+            assert op.exchange is not None
+            what = (op.name, op.layer, self.number)
+            meeting = self.meetings[index] = Meeting(self.fabric, self._routes.of(op.exchange), what)
         return meeting
 
     def arrive(self, index: int, rank: int) -> simpy.Event:
@@ -177,7 +178,7 @@ class TokenBatch:
 
     def work(self) -> Work:
         """FLOP, HBM bytes and link bytes of the pass; known when it is done."""
-        return work_of(self.graph, [meeting.routed for meeting in self.meetings.values()])
+        return work_of(self.graph, (meeting.carried for meeting in self.meetings.values()))
 
 
 class _Members:

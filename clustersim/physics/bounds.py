@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clustersim.physics.exchanges import RoutedExchange
 from clustersim.plan.stepgraph import StepGraph
 from clustersim.spec.hardware import Gpu
 
@@ -34,9 +33,12 @@ class Bounds:
     network: float
 
 
-def work_of(graph: StepGraph, exchanges: Iterable[RoutedExchange]) -> Work:
-    """Sums a graph's operators per rank, and its exchanges per link."""
-    carried = sum((exchange.carried for exchange in exchanges), start=np.zeros(1))
+def work_of(graph: StepGraph, exchanges: Iterable[np.ndarray]) -> Work:
+    """Sums a graph's operators per rank, and its exchanges per link.
+
+    exchanges  float64[K] bytes over each link, one array per exchange
+    """
+    carried = sum(exchanges, start=np.zeros(1))
     flop = np.zeros(graph.ranks.shape)
     moved = np.zeros(graph.ranks.shape)
     for op in graph.operators:

@@ -3,28 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from clustersim.errors import pick
-from clustersim.physics.chunked import Chunked
+from clustersim.physics.chunked import USUAL, Chunked, Queues
 from clustersim.physics.fluid import Fluid
+from clustersim.physics.kernel import COMPILES
 from clustersim.physics.network import Network, PortBound
+from clustersim.physics.plain_fluid import PlainFluid
 
 
-def build(fidelity: str, bandwidth: np.ndarray, chunk: float) -> Network:
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What the fidelities can be told; each looks at its own.
+
+    chunk      chunked: bytes of a chunk, > 0
+    queues     chunked: how chunks are served
+    tolerance  fluid: for what share of its bytes a flow that has ended may still take bandwidth
+    """
+
+    chunk: float
+    queues: Queues = USUAL
+    tolerance: float = 0.0
+
+
+def build(
+    fidelity: str, bandwidth: np.ndarray, chunk: float, queues: Queues = USUAL, tolerance: float = 0.0
+) -> Network:
     """A network without traffic.
 
     fidelity   a key of NETWORKS
     bandwidth  float64[K] nominal bytes/s of every link
-    chunk      bytes of a chunk, > 0; only "chunked" looks at it
+    chunk, queues, tolerance  as in Detail
     Raises     ClustersimError if there is no such fidelity
     """
-    return pick(NETWORKS, fidelity, where="network.fidelity")(bandwidth, chunk)
+    make = pick(NETWORKS, fidelity, where="network.fidelity")
+    return make(bandwidth, Detail(chunk, queues, tolerance))
 
 
-NETWORKS: Mapping[str, Callable[[np.ndarray, float], Network]] = {
-    "port_bound": lambda bandwidth, chunk: PortBound(bandwidth),
-    "fluid": lambda bandwidth, chunk: Fluid(bandwidth),
-    "chunked": Chunked,
+def depths(network: Network, end: float) -> tuple[np.ndarray, np.ndarray]:
+    """How many bytes waited for each link over time, as far as the network knows queues.
+
+    end      when the run is over, s
+    Returns  int[N] link, float64[N, 4] begin s, end s, mean bytes, most bytes
+    """
+    if isinstance(network, Chunked):
+        return network.depths(end)
+    return np.empty(0, dtype=np.intp), np.empty((0, 4))
+
+
+#: The same model twice: as machine code, and where there is no numba in plain numpy.
+FLUID = Fluid if COMPILES else PlainFluid
+
+NETWORKS: Mapping[str, Callable[[np.ndarray, Detail], Network]] = {
+    "port_bound": lambda bandwidth, detail: PortBound(bandwidth),
+    "fluid": lambda bandwidth, detail: FLUID(bandwidth, detail.tolerance),
+    "chunked": lambda bandwidth, detail: Chunked(bandwidth, detail.chunk, detail.queues),
 }

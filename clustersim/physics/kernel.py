@@ -9,8 +9,8 @@ import numpy as np
 
 try:
     import numba
-except ImportError:
-    numba = None
+except ImportError:  # no wheel for this machine
+    numba = None  # type: ignore[assignment]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -22,14 +22,16 @@ def compiled(function: Function) -> Function:
     """The function as machine code, kept on disk from run to run; as it stands without numba.
 
     Nothing is allocated here, so numba need not count who holds an array; left to itself it does so
-    at every call, atomically, and that takes three quarters of the time.
+    at every call, atomically, and that takes three quarters of the time. What is kept is made anew
+    when the file of a function changes, but not when the file of one that it calls does.
     """
     if numba is None:
         return function
+    compiling: Any = numba.njit
     try:
-        made: Function = numba.njit(cache=True, _nrt=False)(function)
+        made: Function = compiling(cache=True, error_model="numpy", _nrt=False)(function)
     except (KeyError, TypeError):
-        made = numba.njit(cache=True)(function)
+        made = compiling(cache=True, error_model="numpy")(function)
     return made
 
 

@@ -80,6 +80,7 @@ class _Transfer:
     """One start under the port bound: the flows that are not done yet.
 
     rows     int[R] their positions in the start
+    sizes    float64[F] bytes that each brings: its size, or less where it was stopped
     left     float64[R] share of each that is still to come from `since` on
     since    float64[R] s; at first the end of the latency
     seconds  float64[F] s each flow takes in all at the present capacities
@@ -88,6 +89,7 @@ class _Transfer:
     def __init__(self, key: Hashable, flows: Flows, now: float) -> None:
         self.key = key
         self.flows = flows
+        self.sizes = flows.size
         self.rows = np.arange(len(flows.size))
         self.left = np.ones(len(flows.size))
         self.since = now + flows.latency
@@ -96,7 +98,7 @@ class _Transfer:
     def price(self, capacity: np.ndarray) -> None:
         """Sorts the flows by when they end at these capacities, float64[K]."""
         links = self.flows.links
-        sizes = np.repeat(self.flows.size, links.shape[1])
+        sizes = np.repeat(self.sizes, links.shape[1])
         carried = np.bincount(links.ravel() + 1, sizes, minlength=len(capacity) + 1)[1:]
         with np.errstate(divide="ignore", invalid="ignore"):
             busy = np.append(np.where(carried > 0, carried / capacity, 0.0), 0.0)
@@ -122,6 +124,21 @@ class _Transfer:
             came = np.where(seconds > 0, np.maximum(now - self.since, 0.0) / seconds, 0.0)
         self.left = np.maximum(self.left - came, 0.0)
         self.since = np.maximum(self.since, now)
+
+    def stop(self, positions: np.ndarray, now: float) -> np.ndarray:
+        """Takes flows out. Returns float64[P] bytes of each that have not come.
+
+        The others no longer wait for these.
+        """
+        self.pause(now)
+        missing = np.zeros(len(self.sizes))
+        missing[self.rows] = self.left * self.sizes[self.rows]
+        stays = ~np.isin(self.rows, positions)
+        self.rows, self.left, self.since = self.rows[stays], self.left[stays], self.since[stays]
+        self.sizes = self.sizes.copy()
+        self.sizes[positions] -= missing[positions]
+        stopped: np.ndarray = missing[positions]
+        return stopped
 
 
 class PortBound:
@@ -152,6 +169,17 @@ class PortBound:
                 transfer.pause(now)
                 transfer.price(self._capacity)
                 self._note(number, transfer)
+
+    def stop(self, key: Hashable, positions: np.ndarray, now: float) -> np.ndarray:
+        number = next(n for n, transfer in self._transfers.items() if transfer.key == key)
+        transfer = self._transfers[number]
+        missing = transfer.stop(positions, now)
+        if len(transfer.rows):
+            transfer.price(self._capacity)
+            self._note(number, transfer)
+        else:
+            del self._transfers[number]
+        return missing
 
     def next_finish(self) -> float:
         while self._ends and not self._valid(self._ends[0]):

@@ -56,8 +56,8 @@ class PlainFluid:
         """bandwidth, tolerance as in Fluid."""
         self._capacity = np.array(bandwidth, dtype=np.float64)
         self._tolerance = tolerance
-        none = np.zeros(0)
-        self._flows = _Table(*[none.astype(int)] * 2, *[none] * 5, np.zeros((0, 1), dtype=int))
+        none, nobody = np.zeros(0), np.zeros(0, dtype=int)
+        self._flows = _Table(nobody, nobody, none, none, none, none, none, np.zeros((0, 1), dtype=int))
         self._keys: list[Hashable] = []
         self._finished: Finished = []
         self._clock = self._now = -np.inf

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from clustersim.physics.heaps import announce, lift, next_coming, remove, sink
 from clustersim.physics.kernel import DOUBT, ENDS, compiled
 
 #: Shares that differ by less, relatively, are the same: it keeps roundoff from travelling.
@@ -32,60 +33,6 @@ _LITTLE = 1e-3
 
 
 @compiled
-def _less(heaps, which, a, b):
-    first, second = heaps[which, a].rank, heaps[which, b].rank
-    return first < second or (first == second and a < b)
-
-
-@compiled
-def _up(heaps, which, at):
-    link = heaps[which, at].entry
-    while at > 0:
-        parent = (at - 1) >> 1
-        other = heaps[which, parent].entry
-        if not _less(heaps, which, link, other):
-            break
-        heaps[which, at].entry = other
-        heaps[which, other].place = at
-        at = parent
-    heaps[which, at].entry = link
-    heaps[which, link].place = at
-
-
-@compiled
-def _down(heaps, which, at, length):
-    link = heaps[which, at].entry
-    while True:
-        child = 2 * at + 1
-        if child >= length:
-            break
-        other = heaps[which, child].entry
-        if child + 1 < length and _less(heaps, which, heaps[which, child + 1].entry, other):
-            child += 1
-            other = heaps[which, child].entry
-        if not _less(heaps, which, other, link):
-            break
-        heaps[which, at].entry = other
-        heaps[which, other].place = at
-        at = child
-    heaps[which, at].entry = link
-    heaps[which, link].place = at
-
-
-@compiled
-def _remove(heaps, which, at, length):
-    """Takes an entry out of a heap of so many."""
-    heaps[which, heaps[which, at].entry].place = -1
-    last = length - 1
-    if at < last:
-        link = heaps[which, last].entry
-        heaps[which, at].entry = link
-        heaps[which, link].place = at
-        _down(heaps, which, at, last)
-        _up(heaps, which, heaps[which, link].place)
-
-
-@compiled
 def doubt(heaps, totals, link, level):
     """The level of a link may not be right any more, from this level on upwards."""
     at = heaps[DOUBT, link].place
@@ -94,10 +41,10 @@ def doubt(heaps, totals, link, level):
         totals[0].doubted += 1
         heaps[DOUBT, link].rank = level
         heaps[DOUBT, at].entry = link
-        _up(heaps, DOUBT, at)
+        lift(heaps, DOUBT, at)
     elif level < heaps[DOUBT, link].rank:
         heaps[DOUBT, link].rank = level
-        _up(heaps, DOUBT, at)
+        lift(heaps, DOUBT, at)
 
 
 @compiled
@@ -351,7 +298,7 @@ def look_up_end(links, heaps, flows, totals, link):
     heaps[ENDS, link].rank = end
     if end == np.inf:
         if at >= 0:
-            _remove(heaps, ENDS, at, totals[0].ending)
+            remove(heaps, ENDS, at, totals[0].ending)
             totals[0].ending -= 1
         return
     if at < 0:
@@ -359,8 +306,8 @@ def look_up_end(links, heaps, flows, totals, link):
         totals[0].ending += 1
         heaps[ENDS, at].entry = link
         heaps[ENDS, link].place = at
-    _up(heaps, ENDS, at)
-    _down(heaps, ENDS, heaps[ENDS, link].place, totals[0].ending)
+    lift(heaps, ENDS, at)
+    sink(heaps, ENDS, heaps[ENDS, link].place, totals[0].ending)
 
 
 @compiled
@@ -377,9 +324,9 @@ def share_out(links, notes, heaps, flows, path, places, work, totals):
                 second = min(second, heaps[DOUBT, heaps[DOUBT, 2].entry].rank)
             if level > second:
                 heaps[DOUBT, link].rank = level
-                _down(heaps, DOUBT, 0, totals[0].doubted)
+                sink(heaps, DOUBT, 0, totals[0].doubted)
                 continue
-        _remove(heaps, DOUBT, 0, totals[0].doubted)
+        remove(heaps, DOUBT, 0, totals[0].doubted)
         totals[0].doubted -= 1
         old = links[link].level
         differs = level != old and (level == np.inf or old == np.inf or abs(level - old) > SAME * old)
@@ -392,54 +339,6 @@ def share_out(links, notes, heaps, flows, path, places, work, totals):
         look_up_end(links, heaps, flows, totals, link)
     totals[0].ends = 0
     totals[0].due = np.inf
-
-
-@compiled
-def announce(flows, agenda, totals, time, slot):
-    """A flow, and those chained to it, will begin at a time."""
-    at = totals[0].coming
-    totals[0].coming += 1
-    number = totals[0].number
-    totals[0].number += 1
-    while at > 0:
-        parent = (at - 1) >> 1
-        if agenda[parent].time <= time:
-            break
-        agenda[at].time = agenda[parent].time
-        agenda[at].number = agenda[parent].number
-        agenda[at].slot = agenda[parent].slot
-        at = parent
-    agenda[at].time, agenda[at].number, agenda[at].slot = time, number, slot
-
-
-@compiled
-def _sooner(agenda, a, time, number):
-    return agenda[a].time < time or (agenda[a].time == time and agenda[a].number < number)
-
-
-@compiled
-def _next_coming(agenda, totals):
-    """Takes the first of the flows that will begin off their heap."""
-    slot = agenda[0].slot
-    length = totals[0].coming - 1
-    totals[0].coming = length
-    time, number, last = agenda[length].time, agenda[length].number, agenda[length].slot
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= length:
-            break
-        right = child + 1
-        if right < length and _sooner(agenda, right, agenda[child].time, agenda[child].number):
-            child = right
-        if not _sooner(agenda, child, time, number):
-            break
-        agenda[at].time = agenda[child].time
-        agenda[at].number = agenda[child].number
-        agenda[at].slot = agenda[child].slot
-        at = child
-    agenda[at].time, agenda[at].number, agenda[at].slot = time, number, last
-    return slot
 
 
 @compiled
@@ -597,7 +496,7 @@ def advance(links, notes, heaps, flows, path, places, work, agenda, gates, follo
         totals[0].now = max(time, totals[0].now)
         if begins <= ends:
             while totals[0].coming > 0 and agenda[0].time == begins:
-                slot = _next_coming(agenda, totals)
+                slot = next_coming(agenda, totals)
                 while slot >= 0:
                     chained = flows[slot].chain
                     _begin(links, heaps, flows, path, places, agenda, gates, following, totals, slot)

@@ -6,17 +6,21 @@ source's tokens: a token takes `top_k` different experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from math import gcd
 
 import numpy as np
 
 from clustersim.errors import pick
+from clustersim.plan.distinct import counted
 from clustersim.seeds import stream
 from clustersim.spec.model import Model
 from clustersim.spec.workload import Gating
 
 Generator = np.random.Generator
 Skew = Callable[[np.ndarray, np.ndarray, int, Generator], np.ndarray]
+#: Tokens and their choices, block by block: int[T] sources, int[T, top_k] experts, int[T] how many such.
+Chosen = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 #: Tokens drawn at a time; bounds the memory of a draw, changes no result's distribution.
 _DRAWN_TOGETHER = 1 << 17
@@ -51,19 +55,39 @@ def even(tokens: np.ndarray, share: np.ndarray, top_k: int, rng: Generator) -> n
     return np.asarray(whole[:, None] + (turn < left[:, None]))
 
 
+def even_choices(tokens: np.ndarray, share: np.ndarray, top_k: int, rng: Generator) -> Chosen:
+    """The choices behind `even`: a token takes the experts that follow those of the token before."""
+    experts = len(share)
+    choices = tokens.astype(np.int64) * top_k
+    first = np.cumsum(choices) - choices
+    # After so many tokens the turn is where it was, so there are no more different sets than these.
+    period = experts // gcd(experts, top_k)
+    number = np.arange(period)
+    whole, left = np.divmod(tokens.astype(np.int64), period)
+    times = whole[:, None] + (number < left[:, None])
+    begins = (first[:, None] + number * top_k) % experts
+    owners = np.repeat(np.arange(len(tokens)), period)
+    yield owners, (begins.reshape(-1, 1) + np.arange(top_k)) % experts, times.ravel()
+
+
 def drawn(tokens: np.ndarray, share: np.ndarray, top_k: int, rng: Generator) -> np.ndarray:
     """Each token draws its experts one after the other, without repetition, by popularity.
 
     Shapes as in `even`. Exact for every token: successive sampling (Plackett-Luce).
     """
     counts = np.zeros((len(tokens), len(share)), dtype=np.int64)
-    source = np.repeat(np.arange(len(tokens)), tokens)
-    for first in range(0, len(source), _DRAWN_TOGETHER):
-        owners = source[first : first + _DRAWN_TOGETHER]
-        chosen = choose(len(owners), share, top_k, rng)
+    for owners, chosen, _ in drawn_choices(tokens, share, top_k, rng):
         cells = owners[:, None] * len(share) + chosen
         counts += np.bincount(cells.ravel(), minlength=counts.size).reshape(counts.shape)
     return counts
+
+
+def drawn_choices(tokens: np.ndarray, share: np.ndarray, top_k: int, rng: Generator) -> Chosen:
+    """The choices behind `drawn`; the same generator gives the same ones."""
+    source = np.repeat(np.arange(len(tokens)), tokens)
+    for first in range(0, len(source), _DRAWN_TOGETHER):
+        owners = source[first : first + _DRAWN_TOGETHER]
+        yield owners, choose(len(owners), share, top_k, rng), np.ones(len(owners), dtype=np.int64)
 
 
 def choose(tokens: int, share: np.ndarray, top_k: int, rng: Generator) -> np.ndarray:
@@ -104,16 +128,51 @@ def expert_counts(
     Returns      int64[L, N, E]
     """
     skew = pick(GATINGS, gating.skew, "gating.skew")
-    layers = [
-        skew(
-            tokens,
-            popularity(gating, model.experts, layer, seed),
-            model.top_k,
-            stream(seed, "gating", "choice", token_batch, layer),
-        )
-        for layer in range(model.layers)
-    ]
-    return np.stack(layers)
+    return np.stack(
+        [
+            skew(
+                tokens,
+                popularity(gating, model.experts, layer, seed),
+                model.top_k,
+                stream(seed, "gating", "choice", token_batch, layer),
+            )
+            for layer in range(model.layers)
+        ]
+    )
+
+
+def distinct_tokens(
+    tokens: np.ndarray, model: Model, gating: Gating, seed: int, token_batch: int, home: np.ndarray
+) -> np.ndarray | None:
+    """Tokens of each source with an expert in each domain, by the choices behind `expert_counts`.
+
+    home     int64[L, N, E] NVLink domain in which an expert stands for a source
+    Returns  int64[L, N, D]; None where the skew gives counts only
+    """
+    choices = CHOICES.get(gating.skew)
+    if choices is None:
+        return None
+    domains = int(home.max()) + 1
+    return np.stack(
+        [
+            counted(
+                choices(
+                    tokens,
+                    popularity(gating, model.experts, layer, seed),
+                    model.top_k,
+                    stream(seed, "gating", "choice", token_batch, layer),
+                ),
+                home[layer],
+                domains,
+            )
+            for layer in range(model.layers)
+        ]
+    )
 
 
 GATINGS: dict[str, Skew] = {"even": even, "zipf": drawn}
+#: Skews whose tokens are known one by one, as far as somebody asks.
+CHOICES: dict[str, Callable[[np.ndarray, np.ndarray, int, Generator], Chosen]] = {
+    "even": even_choices,
+    "zipf": drawn_choices,
+}

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clustersim.plan.collectives import check_algorithms
+from clustersim.errors import ClustersimError
+from clustersim.plan.collectives import AUTO, COLLECTIVES, check_algorithms
 from clustersim.plan.experts import copies_of, tokens_per_copy
 from clustersim.plan.gating import popularity
 from clustersim.plan.groups import Groups, process_groups
 from clustersim.plan.paths import Paths
+from clustersim.plan.rounds import domains_of
 from clustersim.plan.topology import Topology, build
 from clustersim.spec.deployment import Deployment
 from clustersim.spec.model import Model
@@ -23,6 +25,7 @@ class Layout:
 
     copies  int32[L, C] logical expert in each place; place c on EP rank c // slots
     near    int[ETP, EP, C] how far copy c is from a source: 0 same rank, 1 same NVLink domain, 2 else
+    ep_domain  int64[S, ETP, EP] NVLink domains of the EP groups' members, numbered in every group
     """
 
     model: Model
@@ -32,6 +35,16 @@ class Layout:
     groups: Groups
     copies: np.ndarray
     near: np.ndarray
+    ep_domain: np.ndarray
+
+    @property
+    def deduplicates(self) -> bool:
+        """Whether it matters to an all-to-all how many tokens go to a domain, each counted once."""
+        name = self.deployment.algorithms.all_to_all
+        entry = COLLECTIVES["all_to_all"].get(name)
+        return bool(self.ep_domain.any()) and (
+            name == AUTO or (entry is not None and entry.deduplicated is not None)
+        )
 
     @property
     def slots(self) -> int:
@@ -68,6 +81,7 @@ def lay_out(scenario: Scenario) -> Layout:
     deployment = scenario.deployment
     check_algorithms(deployment.algorithms)
     groups = process_groups(deployment)
+    _check_switches(deployment, groups, topology)
     copies = copies_of(expected_load(scenario), deployment)
     return Layout(
         model=scenario.model,
@@ -77,7 +91,27 @@ def lay_out(scenario: Scenario) -> Layout:
         groups=groups,
         copies=copies,
         near=_near(groups.ep[0], topology.domain, copies.shape[1] // deployment.expert_parallel),
+        ep_domain=np.stack([domains_of(ep, topology.domain) for ep in groups.ep]),
     )
+
+
+def _check_switches(deployment: Deployment, groups: Groups, topology: Topology) -> None:
+    """Raises ClustersimError where switches are to add up what members of other domains send."""
+    name = deployment.algorithms.all_reduce
+    if name == AUTO or COLLECTIVES["all_reduce"][name].needs == "anything":
+        return
+    if deployment.tensor_parallel == 1:
+        return
+    kinds = set(dict(topology.graph.nodes(data="kind")).values())
+    members = topology.domain[groups.tp.reshape(-1, groups.tp.shape[-1])]
+    alone = (members[:, :, None] == members[:, None, :]).sum(axis=2).min() == 1
+    if alone or "nvswitch" not in kinds:
+        lacks = "stands alone in its NVLink domain" if alone else "is joined to its peers without NVSwitch"
+        raise ClustersimError(
+            f'deployment.algorithms.all_reduce: "{name}" needs an NVSwitch between ranks, but a rank of a TP '
+            f"group of {deployment.tensor_parallel} {lacks}; ring, double_binary_tree, hierarchical and "
+            f"{AUTO} work anywhere"
+        )
 
 
 def expected_load(scenario: Scenario) -> np.ndarray:

@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.plan.gating import expert_counts
+from clustersim.plan.collectives import AUTO
+from clustersim.plan.distinct import expected
+from clustersim.plan.gating import distinct_tokens, expert_counts
 from clustersim.plan.layout import Layout
 from clustersim.plan.parameters import kv_heads_held, step_flop
+from clustersim.plan.rounds import domains_of
 from clustersim.plan.stepgraph import Exchange, Operator, Product, Queue, StepGraph, check
 from clustersim.spec.batch import Batch
 from clustersim.spec.model import FORMAT_BYTES
@@ -56,16 +59,38 @@ def load_of(batch: Batch, layout: Layout) -> Load:
     )
 
 
-def gated(batch: Batch, scenario: Scenario, layout: Layout, token_batch: int) -> np.ndarray:
-    """Tokens of each source rank for each expert, int64[L, N, E]: what `lower` needs beside the batch."""
-    slices = load_of(batch, layout).slices
-    return expert_counts(slices, scenario.model, scenario.gating, scenario.seed, token_batch)
+def gated(
+    batch: Batch, scenario: Scenario, layout: Layout, token_batch: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What `lower` needs beside the batch.
+
+    Returns  int64[L, N, E] tokens of each source rank for each expert; int64[L, N, D] of its tokens for
+             each NVLink domain, each counted once, or None where nobody asks or nobody knows
+    """
+    about = load_of(batch, layout).slices, scenario.model, scenario.gating, scenario.seed, token_batch
+    counts = expert_counts(*about)
+    # With several copies of an expert nobody says which token goes to which.
+    if not layout.deduplicates or layout.copies.shape[1] > scenario.model.experts:
+        return counts, None
+    return counts, distinct_tokens(*about, _homes(layout))
 
 
-def lower(batch: Batch, counts: np.ndarray, layout: Layout) -> StepGraph:
+def _homes(layout: Layout) -> np.ndarray:
+    """int64[L, N, E] NVLink domain of the one copy of every expert, as the source's EP group numbers it."""
+    holder = np.argsort(layout.copies, axis=1) // layout.slots
+    stage = np.arange(len(holder)) // layout.layers_per_stage
+    by_group = layout.ep_domain[
+        stage[:, None, None], np.arange(layout.ep_domain.shape[1])[:, None], holder[:, None, :]
+    ]
+    return np.tile(by_group, (1, layout.deployment.expert_parallel, 1))
+
+
+def lower(batch: Batch, counts: np.ndarray, layout: Layout, distinct: np.ndarray | None = None) -> StepGraph:
     """Lowers one batch.
 
     counts   int64[L, N, E] tokens of each source rank for each expert
+    distinct int64[L, N, D] of its tokens for each NVLink domain of its EP group, each counted once;
+             None: they are worked out from the counts where they matter
     Returns  a StepGraph that has passed its checks
     """
     model, d = layout.model, layout.deployment
@@ -75,9 +100,15 @@ def lower(batch: Batch, counts: np.ndarray, layout: Layout) -> StepGraph:
         out.enter(stage)
         if stage == 0:
             out.embedding()
+        elif out.scatters(stage - 1):
+            out.gather()
         for layer in range(stage * layout.layers_per_stage, (stage + 1) * layout.layers_per_stage):
             out.attention(layer)
-            out.experts(layer, layout.tokens_per_copy(counts[layer], layer))
+            out.experts(
+                layer,
+                layout.tokens_per_copy(counts[layer], layer),
+                None if distinct is None else distinct[layer],
+            )
         if stage < d.pipeline_parallel - 1:
             out.hand_over()
         else:
@@ -150,8 +181,11 @@ class _Lowering:
         """An operator that only moves `numbers` numbers through HBM."""
         self.add(name, bytes=float(self.width) * numbers, **work)
 
-    def exchange(self, name: str, kind: str, groups: np.ndarray, size: np.ndarray, **work: Any) -> None:
-        self.add(name, exchange=Exchange(kind, groups, size.astype(float)), **work)
+    def exchange(
+        self, name: str, kind: str, groups: np.ndarray, size: np.ndarray, algorithm: str = "", **work: Any
+    ) -> None:
+        exchange = Exchange(kind, groups, size.astype(float), algorithm=algorithm)
+        self.add(name, exchange=exchange, **work)
 
     def embedding(self) -> None:
         self.elementwise("embedding", 2 * self.load.tokens * self.model.hidden)
@@ -175,20 +209,25 @@ class _Lowering:
             self.exchange("attention_all_reduce", "all_reduce", groups, whole)
         self.elementwise("attention_residual", 3 * load.tokens * m.hidden)
 
-    def experts(self, layer: int, tokens: np.ndarray) -> None:
-        """tokens int64[ETP, EP, C]: from every source to every copy of this layer."""
+    def experts(self, layer: int, tokens: np.ndarray, distinct: np.ndarray | None) -> None:
+        """Tokens go to their experts and come back.
+
+        tokens    int64[ETP, EP, C] from every source to every copy of this layer
+        distinct  int64[N, D] of every source for every NVLink domain, each once; None if not known
+        """
         m, load, d = self.model, self.load, self.d
         self.elementwise("ffn_norm", 2 * load.tokens * m.hidden)
         self.product("gate", load.slices, m.experts, m.hidden)
         self.elementwise("permute", (1 + m.top_k) * load.slices * m.hidden)
         queue = Queue(tokens, self.layout.copies[layer], self.layout.slots)
         sent = tokens.reshape(*tokens.shape[:2], d.expert_parallel, self.layout.slots).sum(axis=3)
-        self._all_to_all("dispatch", sent, queue=queue)
+        once = self._distinct(layer, tokens, distinct) if self.layout.deduplicates else None
+        self._all_to_all("dispatch", sent, once, queue=queue)
         came = tokens.sum(axis=1).reshape(len(tokens), d.expert_parallel, self.layout.slots)
         self._among_sharers("expert_all_gather", "all_gather", came)
         self._serve(came.sum(axis=0))
         self._among_sharers("expert_reduce_scatter", "reduce_scatter", came)
-        self._all_to_all("combine", sent.transpose(0, 2, 1))
+        self._all_to_all("combine", sent.transpose(0, 2, 1), once, back=True)
         self.elementwise("unpermute", (1 + m.top_k) * load.slices * m.hidden)
         tp = d.tensor_parallel
         if tp > 1:
@@ -196,10 +235,27 @@ class _Lowering:
             self.exchange("ffn_all_gather", "all_gather", self.layout.groups.tp[self.stage], parts)
         self.elementwise("ffn_residual", 3 * load.tokens * m.hidden)
 
-    def _all_to_all(self, name: str, tokens: np.ndarray, **work: Any) -> None:
+    def _distinct(self, layer: int, tokens: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+        """float64[ETP, EP, D] tokens of every source for every domain, each once. Arguments as above."""
+        if known is not None:
+            by_source = known.reshape(self.d.expert_parallel, self.d.expert_tensor_parallel, -1)
+            return np.asarray(by_source.transpose(1, 0, 2), dtype=float)
+        domain = np.repeat(self.layout.ep_domain[self.stage], self.layout.slots, axis=1)
+        found = np.zeros((*tokens.shape[:2], int(domain.max()) + 1))
+        for group, places in enumerate(domain):
+            some = expected(tokens[group], self.layout.copies[layer], places, self.model.top_k)
+            found[group, :, : some.shape[1]] = some
+        return found
+
+    def _all_to_all(
+        self, name: str, tokens: np.ndarray, distinct: np.ndarray | None, back: bool = False, **work: Any
+    ) -> None:
         # With one member there is nothing to send, but its queue still receives.
-        size = tokens * self.model.hidden * self.width
-        self.exchange(name, "all_to_all", self.layout.groups.ep[self.stage], size, **work)
+        width = float(self.model.hidden * self.width)
+        once = None if distinct is None else distinct * width
+        size = tokens.astype(float) * width
+        exchange = Exchange("all_to_all", self.layout.groups.ep[self.stage], size, once, back)
+        self.add(name, exchange=exchange, **work)
 
     def _among_sharers(self, name: str, kind: str, came: np.ndarray) -> None:
         """came int64[ETP, EP, slots]: tokens that came to each rank."""
@@ -225,12 +281,41 @@ class _Lowering:
         self.product("expert_gemm_2", rows, m.hidden, inner, slot=slot)
 
     def hand_over(self) -> None:
-        """Every rank sends what it holds to its peer of the next stage, beside its next computation."""
+        """Every rank sends what it holds to its peer of the next stage, beside its next computation.
+
+        All TP ranks hold the same. Where they scatter it, each sends its slice only, and the next
+        stage begins with an all-gather.
+        """
         here, there = self.layout.groups.stage[self.stage : self.stage + 2]
-        size = self.load.tokens * self.model.hidden * self.width
+        scatters = self.scatters(self.stage)
+        held = self.load.slices if scatters else self.load.tokens
+        size = held * self.model.hidden * self.width
         self.layer = -1
         pairs = np.stack([here, there], axis=1)
-        self.exchange("stage_transfer", "point_to_point", pairs, size, stream="transfer")
+        how = "scatter_gather" if scatters else "direct"
+        self.exchange("stage_transfer", "point_to_point", pairs, size, how, stream="transfer")
+
+    def scatters(self, stage: int) -> bool:
+        """Whether the TP ranks of a stage hand over a slice each.
+
+        "auto" does so where that spares the network and costs NVLink only.
+
+        Source   Megatron-LM: scatter/gather of tensors between pipeline stages
+        """
+        if self.d.tensor_parallel == 1:
+            return False
+        wish = self.d.algorithms.point_to_point
+        if wish != AUTO:
+            return wish == "scatter_gather"
+        domain = self.layout.topology.domain
+        here, there = self.layout.groups.stage[stage : stage + 2]
+        together = not domains_of(self.layout.groups.tp[stage + 1], domain).any()
+        return together and bool((domain[here] != domain[there]).any())
+
+    def gather(self) -> None:
+        """The slices that came from the stage before become whole on every TP rank."""
+        parts = self.load.slices.reshape(-1, self.d.tensor_parallel) * self.model.hidden * self.width
+        self.exchange("stage_all_gather", "all_gather", self.layout.groups.tp[self.stage], parts)
 
     def head(self) -> None:
         m, tp = self.model, self.d.tensor_parallel

@@ -5,6 +5,10 @@ neighbour that sits on the target's rail. A leg leaves its GPU by a *door* (its 
 switch), crosses the *core* (what remains of the graph without GPUs) switch by switch, and
 enters by a door of the target. A card that serves one GPU and hangs on one switch is not a
 vertex of the core but a bend in a door: so the core of a thousand GPUs has only a few dozen vertices.
+
+Nothing here knows of spraying or of several cards per GPU: what shares traffic evenly is one link
+already (`plan/families.py`). Between groups of routers a flow may be sent through a third group
+(Valiant routing), which is one more stop on its way through the core.
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ Hashes = NDArray[np.uint64]
 
 #: Longer than any path, and small enough that a few of them add up within int64.
 _FAR = 1 << 40
+
+#: Sets the choice of a third group apart from the choices made on the way.
+_SALT = np.uint64(0xD1B54A32D192ED03)
 
 #: A set of flows (by row) and the one link that each crosses next.
 _Step = tuple[Ints, Ints]
@@ -123,6 +130,7 @@ class _Fabric:
         core = [name for name in graph if kind[name] != "gpu" and name not in bends]
         number = {name: n for n, name in enumerate(core)}
         self._core = _Mesh(graph, number)
+        self._group: Ints = np.array([graph.nodes[name]["group"] for name in core], dtype=np.int64)
         self._exits = _doors(graph, topology.gpus, number)
         self._entries = _doors(graph.reverse(copy=False), topology.gpus, number)
         gpu = {name: n for n, name in enumerate(topology.gpus)}
@@ -168,8 +176,38 @@ class _Fabric:
 
     def _by_switches(self, rows: Ints, out: Ints, into: Ints, dice: Hashes) -> Iterator[_Step]:
         yield from _bent(rows, self._exits.near[out], self._exits.far[out])
-        yield from self._core.walk(rows, self._exits.vertex[out], self._entries.vertex[into], dice)
+        at, to = self._exits.vertex[out], self._entries.vertex[into]
+        if self._topology.routing == "valiant":
+            stop = self._stop(at, to, _mix(dice ^ _SALT))
+            yield from self._core.walk(rows, at, stop, _mix(dice))
+            at = stop
+        yield from self._core.walk(rows, at, to, dice)
         yield from _bent(rows, self._entries.far[into], self._entries.near[into])
+
+    def _stop(self, at: Ints, to: Ints, dice: Hashes) -> Ints:
+        """The router of a third group that a flow passes; where it starts, if its ends share a group.
+
+        It is one of those nearest to the start, so that the way there meets no other of its group.
+
+        Source  Kim, Dally, Scott, Abts: Technology-driven, highly-scalable dragonfly topology, ISCA 2008.
+        """
+        groups, here, there = int(self._group.max(initial=0)) + 1, self._group[at], self._group[to]
+        stop = at.copy()
+        rows = np.flatnonzero((here != there) & (here >= 0) & (there >= 0))
+        if groups < 3 or not rows.size:
+            return stop
+        low, high = np.minimum(here, there)[rows], np.maximum(here, there)[rows]
+        third = _pick(dice[rows], np.full(rows.size, groups - 2))
+        third += third >= low
+        third += third >= high
+        pairs, flow = np.unique(at[rows] * groups + third, return_inverse=True)
+        for pair, (start, group) in enumerate(zip(*np.divmod(pairs, groups), strict=True)):
+            inside = np.flatnonzero(self._group == group)
+            far = self._core.distance(np.full(inside.size, start), inside)
+            near = inside[far == far.min()]
+            mine = rows[flow == pair]
+            stop[mine] = near[_pick(_mix(dice[mine]), np.full(mine.size, near.size))]
+        return stop
 
     def _by_gpus(self, rows: Ints, source: Ints, target: Ints, dice: Hashes) -> Iterator[_Step]:
         """Over GPU-to-GPU cables, or through GPUs that pass on: only machines given vertex by vertex."""
@@ -195,12 +233,13 @@ class _Mesh:
 
     def __init__(self, graph: nx.DiGraph, number: Mapping[str, int]) -> None:
         inside = [
-            (number[a], link, number[b])
-            for a, b, link in graph.edges(data="link")
+            (number[a], edge["link"], number[b], edge["weight"])
+            for a, b, edge in graph.edges(data=True)
             if a in number and b in number
         ]
-        edges = np.array(sorted(inside), dtype=np.int64).reshape(-1, 3)
-        self._tail, self._link, self._head = edges.T
+        edges = np.array(sorted(inside), dtype=np.int64).reshape(-1, 4)
+        self._tail, self._link, self._head, self._weight = edges.T
+        self._weights = np.unique(self._weight).tolist()
         self._size = max(1, len(number))  # the walls of `_Doors` point at vertex 0
         self._backwards = np.argsort(self._head, kind="stable")
         self._out = _Slices(self._tail, self._size)
@@ -209,7 +248,7 @@ class _Mesh:
         self._fields = np.empty((0, self._size), dtype=np.int32)
 
     def distance(self, at: Ints, to: Ints) -> Ints:
-        """Links on the shortest way, beyond `_FAR` where there is none.
+        """Links on the shortest way, each counted by its weight; beyond `_FAR` where there is none.
 
         at, to   vertex numbers of any shapes that broadcast
         Returns  int[...] of the shape they have together
@@ -232,7 +271,8 @@ class _Mesh:
         pairs, flow = np.unique(at * self._size + to, return_inverse=True)
         here, there = np.divmod(pairs, self._size)
         pair, edge = self._out.members(here)
-        nearer = self.distance(self._head[edge], there[pair]) < self.distance(here, there)[pair]
+        beyond = self.distance(self._head[edge], there[pair]) + self._weight[edge]
+        nearer = beyond == self.distance(here, there)[pair]
         pair, edge = pair[nearer], edge[nearer]
         ways = np.bincount(pair, minlength=pairs.size)
         first = np.cumsum(ways) - ways
@@ -248,14 +288,21 @@ class _Mesh:
             self._fields = np.concatenate([self._fields, *(self._field(int(t))[None] for t in missing)])
 
     def _field(self, target: int) -> NDArray[np.int32]:
-        """Links from every vertex to the target, -1 where no way leads: breadth first, backwards."""
+        """Links from every vertex to the target, -1 where no way leads: nearest first, backwards."""
         links = np.full(self._size, -1, dtype=np.int32)
-        front, depth = np.array([target]), 0
-        while front.size:
+        due = {0: [np.array([target])]}  # by distance, the vertices that lie no further away
+        while due:
+            depth = min(due)
+            front = np.unique(np.concatenate(due.pop(depth)))
+            front = front[links[front] < 0]
             links[front] = depth
-            _, edge = self._into.members(front)
-            before = self._tail[self._backwards[edge]]
-            front, depth = np.unique(before[links[before] < 0]), depth + 1
+            _, into = self._into.members(front)
+            edge = self._backwards[into]
+            edge = edge[links[self._tail[edge]] < 0]
+            for weight in self._weights:
+                before = self._tail[edge[self._weight[edge] == weight]]
+                if before.size:
+                    due.setdefault(depth + weight, []).append(before)
         return links
 
 

@@ -25,15 +25,22 @@ class Product:
 class Exchange:
     """What ranks send to each other in one operator.
 
-    kind     a key of plan.collectives.COLLECTIVES
-    groups   int32[G, n] ranks; each rank in one group; point_to_point: sender and receiver
-    size     bytes: float64[G] for all_reduce and point_to_point, [G, n] for all_gather and
-             reduce_scatter, [G, n, n] for all_to_all
+    kind       a key of plan.collectives.COLLECTIVES
+    groups     int32[G, n] ranks; each rank in one group; point_to_point: sender and receiver
+    size       bytes: float64[G] for all_reduce, broadcast and point_to_point, [G, n] for all_gather
+               and reduce_scatter, [G, n, n] for all_to_all
+    distinct   float64[G, n, D] bytes between each member and each NVLink domain of its group (numbered
+               as plan.rounds.domains_of does), each token once; None where that is not known
+    back       tokens come back: distinct counts what a member gets from each domain, not what it sends
+    algorithm  the table entry it follows; "" for the one that the deployment names for its kind
     """
 
     kind: str
     groups: np.ndarray
     size: np.ndarray
+    distinct: np.ndarray | None = None
+    back: bool = False
+    algorithm: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +129,7 @@ def _check_exchange(op: Operator, graph: StepGraph) -> None:
     g, n = exchange.groups.shape
     shapes = {
         "all_reduce": (g,),
+        "broadcast": (g,),
         "point_to_point": (g,),
         "all_gather": (g, n),
         "reduce_scatter": (g, n),
@@ -129,6 +137,10 @@ def _check_exchange(op: Operator, graph: StepGraph) -> None:
     }
     assert exchange.size.shape == shapes[exchange.kind], f"{op.name}: wrong shape of sizes"
     assert (exchange.size >= 0).all(), f"{op.name}: negative bytes"
+    if exchange.distinct is not None:
+        assert exchange.distinct.shape[:2] == (g, n), f"{op.name}: wrong shape of distinct bytes"
+        most = exchange.size.sum(axis=1 if exchange.back else 2, keepdims=True).reshape(g, n, 1)
+        assert (exchange.distinct <= most * (1 + 1e-9)).all(), f"{op.name}: more distinct bytes than bytes"
     if op.name == "combine":
         dispatch = next(o for o in reversed(graph.operators) if _is_dispatch_of(o, op))
         assert dispatch.exchange is not None

@@ -19,7 +19,7 @@ from clustersim.report.page import (
     said_size,
     said_time,
 )
-from clustersim.report.terminal import ordered_bounds, put_notes
+from clustersim.report.terminal import ordered_bounds, put_notes, said_algorithms
 from clustersim.units import show as quantity
 
 Preview = Mapping[str, Any]
@@ -133,6 +133,8 @@ def _phases(found: Preview, console: Console) -> None:
         )
         kinds = ", ".join(f"{name} {count}" for name, count in step["operators"].items())
         put_paragraph(console, "  ", f"operators of one pass: {kinds}")
+        if step["algorithms"]:
+            put_paragraph(console, "  ", f"exchanges: {said_algorithms(step['algorithms'])}")
 
 
 def _runs(values: Sequence[Any], key: Callable[[Any], object]) -> Iterator[tuple[str, Any]]:

@@ -225,6 +225,22 @@ def _links(summary: Summary, console: Console) -> None:
     put_section(console, "Busiest links", ["bytes", "used"], most)
 
 
+def _exchanges(summary: Summary, console: Console) -> None:
+    if not summary["algorithms"]:
+        return
+    put_title(console, "Exchanges")
+    put_paragraph(console, "  ", said_algorithms(summary["algorithms"]))
+
+
+def said_algorithms(kinds: Mapping[str, Mapping[str, float]]) -> str:
+    """Kinds of exchange with their algorithms, and these with their shares where there are several."""
+
+    def said(ways: Mapping[str, float]) -> str:
+        return " and ".join(n if len(ways) == 1 else f"{n} {said_share(ways[n])}" for n in ways)
+
+    return "; ".join(f"{kind} {said(ways)}" for kind, ways in kinds.items())
+
+
 def _experts(summary: Summary, console: Console) -> None:
     experts = summary["experts"]
     if experts is None:
@@ -359,6 +375,7 @@ _SECTIONS: tuple[Callable[[Summary, Console], None], ...] = (
     _steps,
     _gpus,
     _links,
+    _exchanges,
     _experts,
     _memory,
     _claimed,

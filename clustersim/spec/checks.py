@@ -16,7 +16,9 @@ from typing import TypeAlias
 from clustersim.errors import nearest
 from clustersim.spec.deployment import Deployment, Experts
 from clustersim.spec.documents import KeyPath
+from clustersim.spec.fabrics import Mismatch, links_per_pair, uplinks
 from clustersim.spec.hardware import (
+    Dragonfly,
     FatTree,
     Gpu,
     Nvl72,
@@ -28,6 +30,7 @@ from clustersim.spec.hardware import (
 )
 from clustersim.spec.model import Model
 from clustersim.spec.workload import Fault, Network, Workload
+from clustersim.units import show
 
 #: GPUs of the largest machine that is simulated.
 MOST_GPUS = 100_000
@@ -37,6 +40,9 @@ Findings: TypeAlias = Iterator[tuple[KeyPath, str]]
 
 #: Longest span of arrivals, s: a double still resolves 0.1 ns there.
 LONGEST_RUN = 1e6
+
+#: Shortest period of a flapping link, s: the clock still tells it apart at the end of the longest run.
+SHORTEST_PERIOD = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,9 @@ def gpu_count(topology: TopologySpec) -> int:
             return topology.servers * topology.server.gpus
         case Nvl72():
             return topology.racks * topology.trays * topology.server.gpus
+        case Dragonfly():
+            servers = topology.groups * topology.routers * topology.servers_per_router
+            return servers * topology.server.gpus
         case VertexByVertex():
             return sum(vertex.kind == "gpu" for vertex in topology.vertices)
 
@@ -127,20 +136,35 @@ def check_topology(topology: TopologySpec) -> Findings:
         yield from _check_vertices(topology)
         return
     yield from _check_server(topology.server, ("topology", "server"))
-    if not isinstance(topology, SingleServer):
-        yield from _positive(topology, ("uplink_bandwidth",), ("topology",))
     if isinstance(topology, RailFatTree):
         yield from _check_pods(topology)
     if isinstance(topology, FatTree) and topology.servers % topology.servers_per_leaf:
         problem = does_not_divide(topology.servers_per_leaf, topology.servers, "servers")
         yield ("topology", "servers_per_leaf"), problem
+    yield from _check_fabric(topology)
+
+
+def _check_fabric(topology: TopologySpec) -> Findings:
+    """Links between switches carry something, and their numbers agree."""
+    rates = ("uplink_bandwidth", "local_bandwidth", "global_bandwidth")
+    given = [name for name in rates if getattr(topology, name, None) is not None]
+    yield from _positive(topology, given, ("topology",))
+    if any(getattr(topology, name) <= 0 for name in given):
+        return
+    try:
+        if isinstance(topology, Dragonfly):
+            links_per_pair(topology)
+        elif isinstance(topology, FatTree | RailFatTree | Nvl72):
+            uplinks(topology)
+    except Mismatch as error:
+        yield ("topology", error.key), error.problem
 
 
 def _check_pods(topology: RailFatTree) -> Findings:
     pod = topology.servers_per_pod or topology.servers
     if topology.servers % pod:
         yield ("topology", "servers_per_pod"), does_not_divide(pod, topology.servers, "servers")
-    elif pod < topology.servers and not topology.spines:
+    elif pod < topology.servers and not topology.spines and topology.oversubscription is None:
         pods = topology.servers // pod
         yield (
             ("topology", "spines"),
@@ -190,15 +214,14 @@ def _check_cables(topology: VertexByVertex, names: Counter[str]) -> Findings:
 
 
 def check_faults(faults: Sequence[Fault], topology: TopologySpec) -> Findings:
-    """Each fault names what its kind needs, and something that exists."""
+    """Each fault names what its kind needs and nothing else, and what it names exists."""
     gpus = gpu_count(topology)
     for position, fault in enumerate(faults):
         place = ("faults", position)
         yield from _check_target(fault, place, gpus)
-        if fault.end <= fault.start:
-            yield (*place, "end"), f"{fault.end:g} s is not after the start at {fault.start:g} s"
-        if fault.period <= 0:
-            yield (*place, "period"), "must be more than zero"
+        yield from _check_factor(fault, place)
+        yield from _check_times(fault, place)
+        yield from _check_flapping(fault, place)
 
 
 def _check_target(fault: Fault, place: KeyPath, gpus: int) -> Findings:
@@ -209,6 +232,35 @@ def _check_target(fault: Fault, place: KeyPath, gpus: int) -> Findings:
         yield (*place, other), f"{fault.kind} has no {other}; it needs {needed}"
     if fault.kind == "slow_gpu" and fault.gpu is not None and fault.gpu >= gpus:
         yield (*place, "gpu"), f"there is no GPU {fault.gpu}; the topology has 0 to {gpus - 1}"
+
+
+def _check_factor(fault: Fault, place: KeyPath) -> Findings:
+    if fault.kind == "down_link" and fault.factor is not None:
+        problem = "down_link carries nothing and has no factor; a link that still carries is a slow_link"
+        yield (*place, "factor"), problem
+    if fault.kind in ("slow_gpu", "slow_link") and fault.factor is None:
+        yield (*place, "factor"), f"missing key; {fault.kind} needs it"
+
+
+def _check_times(fault: Fault, place: KeyPath) -> Findings:
+    for name in ("start", "end"):
+        if (getattr(fault, name) or 0.0) > LONGEST_RUN:
+            never = "; left out it means never" if name == "end" else ""
+            yield (*place, name), f"at most {LONGEST_RUN:.0e} s are simulated{never}"
+    if fault.end is not None and fault.end <= fault.start:
+        yield (*place, "end"), f"{fault.end:g} s is not after the start at {fault.start:g} s"
+
+
+def _check_flapping(fault: Fault, place: KeyPath) -> Findings:
+    if fault.kind == "flapping_link":
+        if fault.period is None:
+            yield (*place, "period"), "missing key; flapping_link needs it"
+        elif fault.period < SHORTEST_PERIOD:
+            yield (*place, "period"), f"must be at least {SHORTEST_PERIOD * 1e9:g} ns"
+        return
+    for name, usual in (("period", None), ("duty", 0.5), ("timing", "regular")):
+        if getattr(fault, name) != usual:
+            yield (*place, name), f"{fault.kind} has no {name}; only flapping_link has"
 
 
 # --- the model and the work ----------------------------------------------------------------------
@@ -252,9 +304,14 @@ def check_workload(workload: Workload) -> Findings:
 
 
 def check_network(network: Network) -> Findings:
-    """A chunk holds at least something."""
+    """A chunk holds at least something, and a bounded queue two chunks."""
     if network.chunk < 1:
         yield ("network", "chunk"), "must be at least one byte"
+    if network.buffer and network.queueing == "fair":
+        yield ("network", "buffer"), 'bounds the queues of queueing "fifo"; under "fair" the window does'
+    if 0 < network.buffer < 2 * network.chunk:
+        least = show(2 * network.chunk, "size")
+        yield ("network", "buffer"), f"must hold two chunks, {least}, or be 0 for no bound"
 
 
 # --- the deployment ------------------------------------------------------------------------------

@@ -40,18 +40,29 @@ class Experts(Value):
 
 
 class Algorithms(Value):
-    """Which pattern each collective follows; the tables stand in `plan/collectives.py`.
+    """Which pattern each collective follows; `auto` is what the vendor's library would take for the
+    group and its bytes. The tables stand in `plan/collectives.py`.
 
-    all_reduce      ring or direct
-    all_gather      ring or direct
-    reduce_scatter  ring or direct
-    all_to_all      pairwise: begins when all have met; one_sided: each rank sends when it is ready
+    all_reduce      ring; double_binary_tree; hierarchical: in the NVLink domains, then along the
+                    rails; in_switch: added up by the NVSwitch (one NVLink domain only); one_shot:
+                    everything to everybody; two_shot: a part to each and its sum back to all
+    all_gather      ring, direct, or hierarchical: along the rails, then in the NVLink domains
+    reduce_scatter  ring, direct, or hierarchical: in the NVLink domains, then along the rails
+    broadcast       ring, binary_tree or direct; no operator needs one so far
+    all_to_all      pairwise: begins when all have met; one_sided: each rank sends when it is ready;
+                    hierarchical: to the own rail of the target's NVLink domain, where a token for
+                    several ranks comes once, then by NVLink; low_latency: each rank sends when it
+                    is ready, and to each peer as soon as it can be reached
+    point_to_point  between pipeline stages: direct: every rank sends all to its peer;
+                    scatter_gather: its share of the TP group's, which the receivers then gather
     """
 
     all_reduce: str = "ring"
     all_gather: str = "ring"
     reduce_scatter: str = "ring"
+    broadcast: str = "ring"
     all_to_all: str = "pairwise"
+    point_to_point: str = "direct"
 
 
 class Deployment(Value):

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from clustersim.spec.quantities import Bandwidth, Count, FlopRate, Size, Time, Value
+from clustersim.spec.quantities import Bandwidth, Count, FlopRate, Size, Time, Value, Whole
 
 #: What ib_write_lat of 8 bytes gains from within a network block to across blocks, s: 5.11 us - 2.795 us.
 #: Source: OCI GB300 guide, medians of 8 HCAs.
 UPLINK_LATENCY = 2.315e-6
-#: An assumption: leaves are joined to spines at the rate of 400 Gb/s cards, bytes/s.
+#: An assumption where a file says nothing: uplinks have the rate of 400 Gb/s cards, bytes/s.
 UPLINK_BANDWIDTH = 5e10
 
 
@@ -74,7 +74,9 @@ class Server(Value):
     gpus              how many there are, all joined by NVSwitch
     nvlink_bandwidth  of one GPU to the switches, bytes/s
     nvlink_latency    GPU to GPU through the switch, s
-    nics              network cards; GPU g uses card g * nics // gpus
+    nics              network cards; with fewer cards than GPUs, GPU g uses card g * nics // gpus; with
+                      more, card c belongs to GPU c * gpus // nics, and a flow is striped over all
+                      cards of its GPU
     nic_bandwidth     of one card, bytes/s
     nic_latency       GPU to GPU of another server through one leaf switch, s
     pcie_bandwidth    between a GPU and its card, bytes/s
@@ -103,47 +105,73 @@ class SingleServer(Value):
     server: Server
 
 
+LoadBalancing = Literal["ecmp", "spray"]
+Oversubscription = Annotated[float, Field(gt=0.0, le=1000.0)]
+
+
 class RailFatTree(Value):
     """Rail-optimised leaf–spine: card i of every server of a pod hangs on leaf i of that pod.
 
     A flow to another card position first crosses NVLink to the GPU that sits on the right rail
-    (what NCCL calls PXN), so that within a pod no flow needs a spine.
+    (what NCCL calls PXN), so that within a pod no flow needs a spine. With spines this is the
+    multi-plane fat tree of the DeepSeek-V3 paper: card i of all servers is a network of its own.
 
     server            each box
     servers           in all
     servers_per_pod   servers that share a set of leaves; must divide `servers`; 0 means all
-    spines            per rail, joined to that rail's leaf of every pod; 0 with a single pod
-    uplink_bandwidth  of one leaf to one spine, bytes/s
+    spines            per rail, joined to that rail's leaf of every pod; 0 with a single pod, or to have
+                      them counted from `oversubscription`
+    uplink_bandwidth  of one leaf to one spine, bytes/s; by default 400 Gb/s, or what
+                      `oversubscription` asks of the given spines
+    oversubscription  of a leaf: bandwidth of its cards ÷ bandwidth of its uplinks; with it, spines or
+                      uplink_bandwidth may be left out
     uplink_latency    leaf to leaf through a spine, s
+    planes            parallel networks of leaves and spines; each card has a port of an equal part of its
+                      bandwidth in each
+    load_balancing    ecmp: a flow takes one of the equal ways, by a hash; spray: its packets are spread
+                      over all of them, and idle ones are preferred (adaptive routing)
     """
 
     family: Literal["rail_fat_tree"]
     server: Server
     servers: Count
-    servers_per_pod: Annotated[int, Field(ge=0)] = 0
-    spines: Annotated[int, Field(ge=0)] = 0
-    uplink_bandwidth: Bandwidth = UPLINK_BANDWIDTH
+    servers_per_pod: Whole = 0
+    spines: Whole = 0
+    uplink_bandwidth: Bandwidth | None = None
+    oversubscription: Oversubscription | None = None
     uplink_latency: Time = UPLINK_LATENCY
+    planes: Count = 1
+    load_balancing: LoadBalancing = "ecmp"
 
 
 class FatTree(Value):
-    """Leaf–spine without rails: all cards of a server hang on the same leaf; ECMP over the spines.
+    """Leaf–spine without rails: all cards of a server hang on the same leaf.
 
     server            each box
     servers           in all
     servers_per_leaf  servers whose cards hang on one leaf; must divide `servers`
-    spines            every leaf is joined to every spine
-    uplink_bandwidth  of one leaf to one spine, bytes/s
+    spines            every leaf is joined to every spine; 0 to have them counted from
+                      `oversubscription` and `uplink_bandwidth`
+    uplink_bandwidth  of one leaf to one spine, bytes/s; may be left out where `oversubscription` says it
+    oversubscription  of a leaf: bandwidth of its cards ÷ bandwidth of its uplinks; with it, spines or
+                      uplink_bandwidth may be left out
     uplink_latency    leaf to leaf through a spine, s
+    planes            parallel networks of leaves and spines; each card has a port of an equal part of its
+                      bandwidth in each
+    load_balancing    ecmp: a flow takes one of the equal ways, by a hash; spray: its packets are spread
+                      over all of them, and idle ones are preferred (adaptive routing)
     """
 
     family: Literal["fat_tree"]
     server: Server
     servers: Count
     servers_per_leaf: Count
-    spines: Count
-    uplink_bandwidth: Bandwidth
+    spines: Whole = 0
+    uplink_bandwidth: Bandwidth | None = None
+    oversubscription: Oversubscription | None = None
     uplink_latency: Time = UPLINK_LATENCY
+    planes: Count = 1
+    load_balancing: LoadBalancing = "ecmp"
 
 
 class Nvl72(Value):
@@ -152,21 +180,64 @@ class Nvl72(Value):
     racks             in all
     trays             servers per rack; all their GPUs share one NVLink domain
     server            one tray
-    spines            per card position, joining the racks' leaves; with 0 one leaf joins all trays
-    uplink_bandwidth  of one leaf to one spine, bytes/s
+    spines            per card position, joining the racks' leaves; with 0 one leaf joins all trays, or
+                      `oversubscription` says how many there are
+    uplink_bandwidth  of one leaf to one spine, bytes/s; by default 400 Gb/s, or what
+                      `oversubscription` asks of the given spines
+    oversubscription  of a leaf: bandwidth of its cards ÷ bandwidth of its uplinks; with it, spines or
+                      uplink_bandwidth may be left out
     uplink_latency    leaf to leaf through a spine, s
+    planes            parallel networks of leaves and spines; each card has a port of an equal part of its
+                      bandwidth in each
+    load_balancing    ecmp: a flow takes one of the equal ways, by a hash; spray: its packets are spread
+                      over all of them, and idle ones are preferred (adaptive routing)
     """
 
     family: Literal["nvl72"]
     server: Server
     racks: Count = 1
     trays: Count = 18
-    spines: Annotated[int, Field(ge=0)] = 0
-    uplink_bandwidth: Bandwidth = UPLINK_BANDWIDTH
+    spines: Whole = 0
+    uplink_bandwidth: Bandwidth | None = None
+    oversubscription: Oversubscription | None = None
     uplink_latency: Time = UPLINK_LATENCY
+    planes: Count = 1
+    load_balancing: LoadBalancing = "ecmp"
 
 
-VertexKind = Literal["gpu", "nvswitch", "nic", "leaf", "spine"]
+class Dragonfly(Value):
+    """Groups of routers, every router joined to all of its group, every group to every other.
+
+    Global link k of a group (router k // global_links) leads to the group k mod (groups - 1) + 1
+    further on: the circulant arrangement. Of several equal ways a flow takes one, by a hash.
+
+    server              each box; all its cards hang on one router
+    groups              in all
+    routers             per group
+    servers_per_router  servers that hang on one router
+    global_links        per router, to other groups; those of a group must be a multiple of groups - 1
+    local_bandwidth     of a link between two routers of a group, bytes/s
+    global_bandwidth    of one global link, bytes/s
+    local_latency       added by a link within a group, s
+    global_latency      added by a global link, s
+    routing             minimal: one global link; valiant: two, through a third group chosen by a hash,
+                        which evens out any traffic and halves the global bandwidth
+    """
+
+    family: Literal["dragonfly"]
+    server: Server
+    groups: Count
+    routers: Count
+    servers_per_router: Count
+    global_links: Count
+    local_bandwidth: Bandwidth
+    global_bandwidth: Bandwidth
+    local_latency: Time = UPLINK_LATENCY / 2
+    global_latency: Time = UPLINK_LATENCY / 2
+    routing: Literal["minimal", "valiant"] = "minimal"
+
+
+VertexKind = Literal["gpu", "nvswitch", "nic", "leaf", "spine", "router"]
 
 
 class Vertex(Value):
@@ -205,6 +276,9 @@ class Cable(Value):
 class VertexByVertex(Value):
     """A topology given vertex by vertex; all GPUs are of one kind.
 
+    Where a GPU has several cards, or a switch several equal ways, a flow takes one by a hash. To have it
+    use all of them, write them as one with their bandwidths together, as the families do.
+
     gpu       every accelerator in it
     vertices  GPUs, switches and cards; GPUs are ranked in this order
     cables    what joins them
@@ -222,5 +296,5 @@ class VertexByVertex(Value):
 
 
 TopologySpec = Annotated[
-    SingleServer | RailFatTree | FatTree | Nvl72 | VertexByVertex, Field(discriminator="family")
+    SingleServer | RailFatTree | FatTree | Nvl72 | Dragonfly | VertexByVertex, Field(discriminator="family")
 ]

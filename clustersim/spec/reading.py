@@ -29,6 +29,7 @@ from clustersim.spec.documents import (
 )
 from clustersim.spec.hardware import Gpu, Server, TopologySpec
 from clustersim.spec.model import Model
+from clustersim.spec.quantities import Value
 from clustersim.spec.references import GPU, MODEL, SERVER, Kind, Resolver, catalogue_entries
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.schema import json_schema
@@ -42,6 +43,7 @@ __all__ = [
     "json_schema",
     "read_catalogue",
     "read_scenario",
+    "read_topology",
     "scenario_hash",
     "to_toml",
 ]
@@ -84,6 +86,51 @@ def _read(shown: str, overrides: Sequence[str]) -> Scenario:
     if scenario is None or findings:
         raise ScenarioError(shown, _mistakes(findings, shown))
     return scenario
+
+
+def read_topology(path: str | Path, overrides: Sequence[str] = ()) -> TopologySpec:
+    """The machine that a topology file describes, or the one of a scenario; nothing else of it is checked.
+
+    path       the file, as for `read_scenario`
+    overrides  "key.path=value" texts; keys of the topology, or of the scenario if the file is one
+    Raises     ScenarioError with every mistake, each with its file, line and key
+    """
+    try:
+        return _read_machine(str(path), overrides)
+    except RecursionError:
+        raise ScenarioError(str(path), [Mistake("", "is nested too deeply")]) from None
+
+
+def _read_machine(shown: str, overrides: Sequence[str]) -> TopologySpec:
+    main = Path(os.path.abspath(shown)) if "\0" in shown else Path(os.path.realpath(shown))
+    try:
+        document, values = read_document(main, shown)
+    except DocumentError as error:
+        raise ScenarioError(shown, [Mistake("", error.problem, error.line)]) from None
+    resolver = Resolver(main)
+    is_scenario = any(key in values for key in ("topology", "extends", "model", "deployment", "workload"))
+    root = resolver.scenario(document, values) if is_scenario else resolver.topology(document, values)
+    for text in overrides:
+        text = text if is_scenario or "=" not in text else f"topology.{text}"
+        root = _overridden(root, text, Document(shown, main.parent, command_line=True), resolver)
+    section = plain(root).get("topology")
+    found: list[Found] = []
+    machine = None
+    try:
+        machine = _Machine.model_validate({} if section is None else {"topology": section}).topology
+        found += check(Parts(topology=machine))
+    except ValidationError as error:
+        found += sentences(error, resolver.broken)
+    findings = [*resolver.findings, *(Finding(origin_of(root, place), problem) for place, problem in found)]
+    if machine is None or findings:
+        raise ScenarioError(shown, _mistakes(findings, shown))
+    return machine
+
+
+class _Machine(Value):
+    """The one section of a scenario that is the machine."""
+
+    topology: TopologySpec
 
 
 def _validated(values: dict[str, Any], broken: set[KeyPath]) -> tuple[Scenario | None, list[Found]]:

@@ -89,6 +89,12 @@ class Resolver:
         """The whole scenario with what it extends and refers to."""
         return self._extended(tree(values, Origin(document, ())), (self.main,))
 
+    def topology(self, document: Document, values: Mapping[str, Any]) -> Table:
+        """A topology file as the one section of a scenario, with what it refers to."""
+        here = Origin(document, ())
+        machine = self._resolved(tree(values, here), TOPOLOGY, ("topology",), (self.main,))
+        return Table({"topology": machine}, here)
+
     def layer(self, document: Document, values: Mapping[str, Any]) -> Node:
         """A piece to be laid over a scenario, the references in it resolved."""
         return self._resolved(tree(values, Origin(document, ())), SCENARIO, (), (self.main,))

@@ -20,6 +20,7 @@ _REFERRED = {
     "RailFatTree": TOPOLOGY,
     "FatTree": TOPOLOGY,
     "Nvl72": TOPOLOGY,
+    "Dragonfly": TOPOLOGY,
     "VertexByVertex": TOPOLOGY,
 }
 

@@ -11,14 +11,14 @@ from pydantic_core import ErrorDetails
 
 from clustersim.errors import nearest
 from clustersim.spec.documents import KeyPath
-from clustersim.spec.hardware import FatTree, Nvl72, RailFatTree, SingleServer, VertexByVertex
+from clustersim.spec.hardware import Dragonfly, FatTree, Nvl72, RailFatTree, SingleServer, VertexByVertex
 from clustersim.spec.references import SCENARIO, Kind
 from clustersim.spec.scenario import Scenario
 
 #: family name → the value it makes
 FAMILIES: dict[str, type[BaseModel]] = {
     get_args(family.model_fields["family"].annotation)[0]: family
-    for family in (SingleServer, RailFatTree, FatTree, Nvl72, VertexByVertex)
+    for family in (SingleServer, RailFatTree, FatTree, Nvl72, Dragonfly, VertexByVertex)
 }
 
 

@@ -54,38 +54,68 @@ class Gating(Value):
 
 
 class Network(Value):
-    """How finely links are simulated.
+    """How finely links are simulated, and what flows do when a link is down.
 
-    fidelity  port_bound: closed form; what else is on a link is ignored, so that with several
-              exchanges at once even the network bound can be undercut; fluid: max-min fair;
-              chunked: FIFO chunks
-    chunk     bytes per chunk of `chunked`
+    fidelity       port_bound: closed form; what else is on a link is ignored, so that with several
+                   exchanges at once even the network bound can be undercut; fluid: max-min fair;
+                   chunked: chunk by chunk through queues, for small scenarios
+    tolerance      of `fluid`: flows that end are left their bandwidth until the first of them could have
+                   sent this share of its bytes once more, and all are taken out together: fewer
+                   re-shares for times that are off by about as much; 0: exact
+    chunk          bytes per chunk of `chunked`
+    queueing       of `chunked`; fair: every link serves its flows in turn, which shares as the fluid
+                   does; fifo: one queue per link, first come first served
+    switching      of `chunked`; store_and_forward: a chunk goes on when its last byte has come;
+                   cut_through: as soon as the next link can serve it without a gap
+    window         of `chunked`: chunks that a flow may have under way per link of its path
+    buffer         of `chunked` with fifo: bytes that a link's queue holds, at least two chunks; when it
+                   is full, the links before it wait, and all that is behind; 0: no bound
+    on_down        wait: flows stay on their path until the link is back; reroute: they take the
+                   shortest way around it, those under way with what they have not sent yet; where there
+                   is no other way they wait. Once the link is back, new flows cross it again
+    reroute_after  of reroute: time from a link's going down until the machine has noticed; flows over
+                   it stand still meanwhile. An assumption: hardware notices within a millisecond,
+                   routing in software within seconds
     """
 
     fidelity: Literal["port_bound", "fluid", "chunked"] = "fluid"
+    tolerance: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     chunk: Size = 262144.0
+    on_down: Literal["wait", "reroute"] = "wait"
+    reroute_after: Time = 1e-3
+    queueing: Literal["fair", "fifo"] = "fair"
+    switching: Literal["store_and_forward", "cut_through"] = "store_and_forward"
+    window: Count = 2
+    buffer: Size = 0.0
 
 
 class Fault(Value):
-    """Something slow, from `start` to `end`.
+    """Something slow or down, from `start` to `end`.
 
     kind    slow_gpu: operators take `factor` times as long; slow_link: bandwidth is divided by
-            `factor`; flapping_link: slow_link for the first half of every `period`
+            `factor`; down_link: nothing is carried; flapping_link: slow by `factor`, or down where none
+            is given, for the first part of every `period`
     gpu     rank for slow_gpu
-    link    "source->target" by vertex names, for links
+    link    for links, by vertex names: "a->b" one way, "a<->b" both ways, "a" every link of that
+            vertex, such as a network card or a switch
     factor  how many times slower
     start   when it begins
-    end     when it is over
-    period  of flapping_link
+    end     when it is over; left out: never
+    period  of flapping_link: time from one going down to the next
+    duty    of flapping_link: share of each period in which the link is slow or down
+    timing  of flapping_link: regular: every period is the same; random: slow or down times and the
+            times between are drawn anew from exponential distributions with the same means
     """
 
-    kind: Literal["slow_gpu", "slow_link", "flapping_link"]
+    kind: Literal["slow_gpu", "slow_link", "down_link", "flapping_link"]
     gpu: Annotated[int, Field(ge=0)] | None = None
     link: str | None = None
-    factor: Annotated[float, Field(ge=1.0, le=1e6)]
+    factor: Annotated[float, Field(ge=1.0, le=1e6)] | None = None
     start: Time = 0.0
-    end: Time = 1e9
-    period: Time = 1.0
+    end: Time | None = None
+    period: Time | None = None
+    duty: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    timing: Literal["regular", "random"] = "regular"
 
 
 class TraceLevel(Value):

@@ -126,17 +126,30 @@ def _step(scenario: Scenario, layout: Layout, routes: Routes, passes: Sequence[P
         "operators_per_rank": [
             sum(op.stage == stage for op in first.operators) for stage in range(len(first.ranks))
         ],
+        "algorithms": _algorithms(first, routes),
         "bounds": {"compute": bounds.compute, "memory": bounds.memory, "network": bounds.network},
     }
 
 
 def _graph(scenario: Scenario, layout: Layout, one: Pass, number: int) -> StepGraph:
     batch = one.batch(scenario.deployment.data_parallel)
-    return lower(batch, gated(batch, scenario, layout, number), layout)
+    counts, distinct = gated(batch, scenario, layout, number)
+    return lower(batch, counts, layout, distinct)
 
 
 def _work(graph: StepGraph, routes: Routes) -> Work:
-    return work_of(graph, [routes.of(op.exchange) for op in graph.operators if op.exchange is not None])
+    return work_of(
+        graph, [routes.of(op.exchange).carried for op in graph.operators if op.exchange is not None]
+    )
+
+
+def _algorithms(graph: StepGraph, routes: Routes) -> dict[str, dict[str, float]]:
+    """Kind of exchange → algorithm → its share of the exchanges of this kind in one pass."""
+    found: dict[str, Counter[str]] = {}
+    for op in graph.operators:
+        if op.exchange is not None:
+            found.setdefault(op.exchange.kind, Counter())[routes.of(op.exchange).algorithm] += 1
+    return {kind: {name: n / ways.total() for name, n in ways.items()} for kind, ways in found.items()}
 
 
 def _notes(scenario: Scenario) -> list[str]:
@@ -149,5 +162,11 @@ def _notes(scenario: Scenario) -> list[str]:
             f"The source calls this model {stated / 1e9:,.3g}B, but its dimensions give "
             f"{found / 1e9:,.4g} billion parameters, {experts / 1e9:,.4g} billion of them in "
             f"{model.layers} x {model.experts} experts; the dimensions are what is simulated."
+        )
+    falls = any(f.kind in ("down_link", "flapping_link") and f.factor is None for f in scenario.faults)
+    if falls and scenario.network.on_down == "reroute":
+        notes.append(
+            "Links go down in this scenario, and flows then take other paths; the network bound is that of "
+            "the usual paths. A run reckons each step's bound from the paths that were taken."
         )
     return notes

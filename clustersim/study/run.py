@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from clustersim.analysis.summary import summarize
+from clustersim.engine.faults import link_faults
 from clustersim.engine.simulation import simulate
-from clustersim.errors import ClustersimError, Mistake, ScenarioError
+from clustersim.errors import ClustersimError, Mistake, ScenarioError, StuckError
 from clustersim.plan.layout import Layout, lay_out
 from clustersim.plan.memory import does_not_fit, slots_of
 from clustersim.spec.reading import gpu_of, read_scenario
@@ -60,12 +61,12 @@ class Result:
 
 
 def find(path: str | Path) -> Path:
-    """The scenario file; an installed package carries the examples, wherever one stands."""
+    """The file or folder; an installed package carries the examples, wherever one stands."""
     wished = Path(path)
     if wished.exists() or wished.is_absolute() or wished.parts[:1] not in {(e,) for e in _EXAMPLES}:
         return wished
     packaged = [folder / wished for folder in (_PACKAGE / "_data", _PACKAGE.parent)]
-    return next((p for p in packaged if ".." not in wished.parts and p.is_file()), wished)
+    return next((p for p in packaged if ".." not in wished.parts and p.exists()), wished)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
@@ -123,7 +124,9 @@ def laid_out(scenario: Scenario, shown: str) -> Layout:
     shown    what the user calls the scenario
     """
     try:
-        return lay_out(scenario)
+        layout = lay_out(scenario)
+        link_faults(scenario.faults, layout.topology.links)
+        return layout
     except ClustersimError as error:
         raise ScenarioError(shown, [Mistake("", str(error))]) from error
 
@@ -133,6 +136,7 @@ def run_scenario(scenario: Scenario, shown: str = "", tell: Tell = lambda done, 
 
     shown    what the user calls it, for messages
     tell     called after every pass with (done, all)
+    Raises   StuckError where something waits for a link that never returns
     """
     started = time.perf_counter()
     layout = laid_out(scenario, shown or scenario.name)
@@ -146,6 +150,8 @@ def run_scenario(scenario: Scenario, shown: str = "", tell: Tell = lambda done, 
     }
     try:
         trace = simulate(scenario, layout, facts, tell)
+    except StuckError:
+        raise
     except ClustersimError as error:
         raise ScenarioError(shown or scenario.name, [Mistake("", str(error))]) from error
     wall = time.perf_counter() - started

@@ -1,5 +1,7 @@
 """The trace on disk: one Parquet file per table, and facts.json. The only door to Parquet.
 
+Measured tables of the catalogue come through the same door (`write_columns`, `read_columns`).
+
 The same trace gives the same bytes: nothing in a file depends on when or where it was written.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from clustersim.trace.plain import json_text, read_json
 from clustersim.trace.record import TABLES, Columns, Text, Trace
 
 #: Changed whenever a table or column changes its meaning; other versions are refused.
-TRACE_VERSION = 1
+TRACE_VERSION = 2
 
 _ROW_GROUP = 1 << 20
 _FACTS = "facts.json"
@@ -136,3 +139,34 @@ def _column(found: pa.Table, name: str, dtype: str, path: Path) -> np.ndarray | 
 def _numbers(array: Any, dtype: str) -> np.ndarray:
     numbers: np.ndarray = array.to_numpy() if len(array) else np.empty(0, dtype=dtype)
     return numbers
+
+
+def write_columns(columns: Mapping[str, np.ndarray], path: Path) -> None:
+    """One table of any columns as one compressed Parquet file; the same columns give the same bytes.
+
+    columns  name → int64[N], float64[N] or str[N], all of one length
+    """
+    arrays = [pa.array(list(c) if c.dtype.kind == "U" else c) for c in columns.values()]
+    pq.write_table(
+        pa.Table.from_arrays(arrays, names=list(columns)), path, compression="zstd", compression_level=19
+    )
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """The columns that `write_columns` wrote: int64[N], float64[N] or str[N].
+
+    Raises   ResultError if the file is missing or damaged
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            found = file.read().combine_chunks()
+    except FileNotFoundError:
+        raise ResultError(f"{path}: missing") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ResultError(f"{path}: damaged: {error}") from error
+    return {
+        name: np.array(found[name].to_pylist(), dtype="str")
+        if pa.types.is_string(found.schema.field(name).type)
+        else found[name].to_numpy()
+        for name in found.column_names
+    }
