@@ -16,7 +16,9 @@ from clustersim.physics import chunked
 from clustersim.physics.chunked import Chunked, Deadlock, Queues, services
 from clustersim.physics.depths import Depth
 from clustersim.physics.fidelity import build, depths
+from clustersim.physics.fluid import Fluid
 from clustersim.physics.network import PortBound
+from clustersim.physics.plain_fluid import PlainFluid
 from clustersim.study.run import run_scenario
 
 CHUNK = 50_000.0
@@ -337,7 +339,7 @@ def test_full_queues_in_a_circle_are_told_and_not_waited_for():
 # Flows taken out
 
 
-STOPPING = {"port_bound": PortBound} | {
+STOPPING = {"port_bound": PortBound, "fluid": Fluid, "plain fluid": PlainFluid} | {
     name: lambda bandwidth, way=way: Chunked(bandwidth, CHUNK, way) for name, way in WAYS.items()
 }
 

@@ -153,25 +153,25 @@ def new_state(capacity: np.ndarray, slots: int, hops: int, tolerance: float) -> 
     slots      room for flows in flight; hops: room for links of a path
     tolerance  see `moving.end_on`
     """
-    links = _zeros(len(capacity), LINK)
+    links = np.zeros(len(capacity), LINK)
     links["capacity"], links["level"], links["head"], links["first"] = capacity, np.inf, -1, -1
-    heaps = _zeros((2, len(capacity)), HEAP)
+    heaps = np.zeros((2, len(capacity)), HEAP)
     heaps["rank"], heaps["entry"], heaps["place"] = np.inf, -1, -1
-    flows, agenda = _zeros(slots, FLOW), _zeros(slots, AGENDA)
+    flows, agenda = np.zeros(slots, FLOW), np.zeros(slots, AGENDA)
     flows["bottleneck"] = -2
     agenda["free"] = np.arange(slots)[::-1]
-    totals = _zeros(1, TOTAL)
+    totals = np.zeros(1, TOTAL)
     totals["now"], totals["due"], totals["free"], totals["tolerance"] = -np.inf, np.inf, slots, tolerance
     return State(
         links=links,
-        notes=_zeros(len(capacity), NOTE),
+        notes=np.zeros(len(capacity), NOTE),
         heaps=heaps,
         flows=flows,
         path=np.full((slots, hops), -1, dtype=np.int32),
-        places=_zeros(slots * hops, PLACE),
+        places=np.zeros(slots * hops, PLACE),
         work=np.zeros((slots, 2)),
         agenda=agenda,
-        gates=_zeros(0, GATE),
+        gates=np.zeros(0, GATE),
         following=np.zeros(0, dtype=np.int64),
         totals=totals,
     )
@@ -180,7 +180,7 @@ def new_state(capacity: np.ndarray, slots: int, hops: int, tolerance: float) -> 
 def grown(state: State, slots: int, hops: int) -> State:
     """The same flows, with room for more of them or for longer paths."""
     old, width = state.path.shape
-    flows, agenda, places = _zeros(slots, FLOW), _zeros(slots, AGENDA), _zeros(slots * hops, PLACE)
+    flows, agenda, places = np.zeros(slots, FLOW), np.zeros(slots, AGENDA), np.zeros(slots * hops, PLACE)
     path = np.full((slots, hops), -1, dtype=np.int32)
     flows[:old], agenda[:old], path[:old, :width] = state.flows, state.agenda, state.path
     flows["bottleneck"][old:] = -2
@@ -208,8 +208,3 @@ def grown(state: State, slots: int, hops: int) -> State:
 
 def _renumbered(places: np.ndarray, width: int, hops: int) -> np.ndarray:
     return np.where(places < 0, places, places // width * hops + places % width)
-
-
-def _zeros(shape: int | tuple[int, int], record: np.dtype[Any]) -> np.ndarray:
-    # As records, so that the code runs without numba as well.
-    return np.zeros(shape, record).view(np.recarray)
