@@ -454,7 +454,7 @@ def set_capacity(links, heaps, totals, link, capacity):
 def start(flows, path, agenda, totals, slots, size, weight, links, latency, now):
     """Puts flows into slots; those of one latency, as far as they follow each other, begin together.
 
-    slots  int32[F]; size, weight, links, latency as in network.Flows
+    slots  int64[F]; size, weight, links, latency as in network.Flows
     """
     head = -1
     for row in range(len(slots)):
