@@ -28,11 +28,14 @@ def compiled(function: Function) -> Function:
     if numba is None:
         return function
     compiling: Any = numba.njit
-    try:
-        made: Function = compiling(cache=True, error_model="numpy", _nrt=False)(function)
-    except (KeyError, TypeError):
-        made = compiling(cache=True, error_model="numpy")(function)
-    return made
+    for options in ({"cache": True, "_nrt": False}, {"cache": True}, {}):
+        try:
+            made: Function = compiling(error_model="numpy", **options)(function)
+            return made
+        except (KeyError, TypeError, RuntimeError):
+            # A numba that does not know the option, or no folder that can be written to.
+            continue
+    return function
 
 
 def _record(**fields: str) -> np.dtype[Any]:
