@@ -23,7 +23,8 @@ from clustersim.errors import ClustersimError
 from clustersim.physics import exchanges
 from clustersim.physics.exchanges import RoutedExchange, route
 from clustersim.physics.fidelity import build
-from clustersim.physics.startup import Costs, Shape, Startup
+from clustersim.physics.pricing import Measured
+from clustersim.physics.startup import Shape, Startup
 from clustersim.plan.collectives import AUTO, COLLECTIVES, check_algorithms, collective
 from clustersim.plan.layout import lay_out
 from clustersim.plan.rounds import DOWN, UP, Group, Round, backwards, domains_of, one_domain
@@ -532,7 +533,7 @@ def happened(
     arrivals: list[float],
     fidelity: str,
     launch: float = 0.0,
-    costs: Costs | None = None,
+    costs: Measured | None = None,
 ) -> tuple[Meeting, RoutedExchange]:
     """The exchange by itself; each member arrives at its time."""
     layout = lay_out(scenario)
@@ -796,7 +797,7 @@ def test_start_up_costs_are_paid_once_and_the_wire_carries_more_than_the_payload
 ) -> None:
     groups = np.array([[0, 4]]) if kind == "point_to_point" else np.arange(8)[None, :]
 
-    def done(latency: float, launch: float, costs: Costs | None) -> tuple[float, RoutedExchange]:
+    def done(latency: float, launch: float, costs: Measured | None) -> tuple[float, RoutedExchange]:
         scenario = tiny(
             rail_tree(2, 4, latency=latency), deployment=parallel(dp=8, etp=2), workload={"sequences": 8}
         )
@@ -805,34 +806,34 @@ def test_start_up_costs_are_paid_once_and_the_wire_carries_more_than_the_payload
         meeting, routed = happened(exchange, scenario, [0.0] * groups.size, "fluid", launch, costs)
         return max(meeting.done), routed
 
-    def fitted(costs: Costs, kind: str, algorithm: str, shape: Shape, size: float) -> Startup:
+    def fitted(costs: Measured, exchange: Exchange, algorithm: str, shape: Shape, size: float) -> Startup:
         assert costs is known and algorithm == name
         assert (shape.members, shape.domains) == (groups.shape[1], 2)
         return Startup(launch=3e-6, step=0.0, wire=1.25, latency=40e-6, transfer=0.0)
 
-    known = cast(Costs, object())
-    monkeypatch.setattr(exchanges, "startup", fitted)
+    known = cast(Measured, object())
+    monkeypatch.setattr(exchanges, "startup_of", fitted)
     bare, without = done(0.0, 0.0, None)
     priced, routed = done(latency, 5e-6, known)
     # Where flows begin at different times, some have a port to themselves for a while.
     late = 40e-6 if any(one.sending == "interleaved" for one in rounds_for(kind, name)) else 0.0
-    assert (
-        5e-6 + 3e-6 + 40e-6 + 1.25 * bare - late <= priced <= (5e-6 + 3e-6 + 40e-6 + 1.25 * bare) * (1 + 1e-9)
-    )
+    # The launch that was measured takes the place of the GPU's.
+    whole = 3e-6 + 40e-6 + 1.25 * bare
+    assert whole - late <= priced <= whole * (1 + 1e-9)
     assert routed.carried == approx(1.25 * without.carried)
     payload = [sum(one.payload.sum() for one in one.rounds) for one in (routed, without)]
     assert payload[0] == approx(payload[1])
 
 
-def test_what_no_closed_form_knows_has_no_start_up_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(costs: Costs, kind: str, algorithm: str, shape: Shape, size: float) -> Startup:
-        return Startup(launch=np.inf, step=0.0, wire=1.0, latency=0.0, transfer=0.0)
+def test_what_no_closed_form_knows_costs_the_launch_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(costs: Measured, exchange: Exchange, algorithm: str, shape: Shape, size: float) -> None:
+        return None
 
     scenario = tiny(single_server(4), deployment=parallel(dp=4, algorithms={"all_reduce": "one_shot"}))
     exchange = Exchange("all_reduce", np.arange(4)[None, :], np.array([1e6]))
-    monkeypatch.setattr(exchanges, "startup", unknown)
-    meeting, _ = happened(exchange, scenario, [0.0] * 4, "fluid", costs=cast(Costs, object()))
-    assert meeting.done == approx([3e6 / NVLINK] * 4)
+    monkeypatch.setattr(exchanges, "startup_of", unknown)
+    meeting, _ = happened(exchange, scenario, [0.0] * 4, "fluid", launch=5e-6, costs=cast(Measured, object()))
+    assert meeting.done == approx([5e-6 + 3e6 / NVLINK] * 4)
 
 
 def rounds_for(kind: str, name: str) -> list[Round]:

@@ -135,6 +135,7 @@ def test_every_default_is_written_out() -> None:
     assert values["network"] == {
         "fidelity": "fluid",
         "chunk": "262144.0 B",
+        "startup": "measured",
         "queueing": "fair",
         "switching": "store_and_forward",
         "window": 2,

@@ -78,6 +78,7 @@ def memory(trace: Trace) -> dict[str, Any] | None:
 
 def _notes(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on what stands out in a run."""
+    yield from filter(None, [trace.facts.get("startup")])
     yield from _fault_note(trace)
     yield from _wait_note(trace, summary)
     imbalance = summary["experts"] and summary["experts"]["imbalance"]["mean"]

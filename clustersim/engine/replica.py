@@ -17,6 +17,7 @@ from clustersim.errors import pick
 from clustersim.physics.bounds import Work, lower_bounds
 from clustersim.physics.chunked import refuse_beyond, services
 from clustersim.physics.exchanges import Routes
+from clustersim.physics.pricing import measured
 from clustersim.plan.layout import Layout
 from clustersim.plan.lowering import gated, lower
 from clustersim.plan.stepgraph import StepGraph
@@ -87,7 +88,7 @@ class Replica:
         self._recorder = recorder
         self._pool = pool
         self._tell = tell
-        self._routes = Routes(layout)
+        self._routes = Routes(layout, measured(layout.topology, scenario.network.startup))
         self._prepared: dict[bytes, Prepared] = {}
         self._held = np.zeros(scenario.deployment.data_parallel, dtype=np.int64)
         self._progress: dict[int, Progress] = {}

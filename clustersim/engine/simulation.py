@@ -21,6 +21,7 @@ from clustersim.errors import ClustersimError, pick
 from clustersim.physics.chunked import Deadlock, Queues
 from clustersim.physics.fidelity import build, depths
 from clustersim.physics.network import Network
+from clustersim.physics.pricing import left_out
 from clustersim.plan.layout import Layout
 from clustersim.plan.memory import kv_bytes_per_token, needs
 from clustersim.plan.topology import Links
@@ -77,6 +78,7 @@ def simulate(
             "simulated_seconds": env.now,
             "operators": ledger.operators,
             "events": _events(env),
+            "startup": left_out(layout.topology, scenario.network.startup),
             "prices": {"measured": 0.0, "interpolated": 0.0, "extrapolated": 0.0, "formula": 1.0},
         }
     )

@@ -10,7 +10,8 @@ import numpy as np
 from clustersim.errors import ClustersimError
 from clustersim.physics.choice import quickest
 from clustersim.physics.network import Flows
-from clustersim.physics.startup import Costs, Shape, Startup, choose, startup
+from clustersim.physics.pricing import Measured, chosen, startup_of
+from clustersim.physics.startup import Shape, Startup
 from clustersim.plan.collectives import AUTO, COLLECTIVES, Collective, collective
 from clustersim.plan.layout import Layout
 from clustersim.plan.paths import PathTable
@@ -119,13 +120,13 @@ def route(
     exchange: Exchange,
     layout: Layout,
     launch: float,
-    costs: Costs | None = None,
+    costs: Measured | None = None,
     kinds: Sequence[Alike] = (),
 ) -> RoutedExchange:
     """Rounds of an exchange on the links of the topology.
 
-    launch   time before the first byte of the first round may move, s
-    costs    what the exchange costs beside its bytes; None where nobody knows that
+    launch   time before the first byte of the first round may move where nobody has measured it, s
+    costs    what exchanges cost beside their bytes; None where nobody knows that
     kinds    what `alike` says of its groups, where that is known already
     Raises   ClustersimError where the algorithm cannot be done by these groups
     """
@@ -199,7 +200,7 @@ def _shape(group: Group, ranks: np.ndarray, layout: Layout) -> Shape:
         nvlink_latency=0.0 if alone else near_latency,
         network_bandwidth=far_bandwidth,
         network_latency=far_latency,
-        in_switch=int(tier == "gpu-nvswitch" and group.sizes.min() > 1),
+        in_switch=int(tier == "gpu-nvswitch" and group.sizes.min() > 1 and layout.topology.switch_reduces),
     )
 
 
@@ -230,7 +231,7 @@ def nominal_size(kind: str, size: np.ndarray) -> np.ndarray:
     return size
 
 
-def _chosen(exchange: Exchange, kinds: Sequence[Alike], costs: Costs | None) -> str:
+def _chosen(exchange: Exchange, kinds: Sequence[Alike], costs: Measured | None) -> str:
     """What "auto" takes: one algorithm for all groups, by the most scattered and its largest exchange."""
     widest = max(kinds, key=lambda kind: kind.group.domains)
     size = nominal_size(exchange.kind, exchange.size[widest.rows])
@@ -239,11 +240,11 @@ def _chosen(exchange: Exchange, kinds: Sequence[Alike], costs: Costs | None) -> 
     among = [name for name, entry in table if switched or entry.needs == "anything"]
     if costs is None:
         return quickest(exchange.kind, widest.shape, float(size.max()), among)
-    return choose(costs, exchange.kind, widest.shape, float(size.max()), among)
+    return chosen(costs, exchange, widest.shape, float(size.max()), among)
 
 
 def _startups(
-    exchange: Exchange, kinds: Sequence[Alike], algorithm: str, costs: Costs | None
+    exchange: Exchange, kinds: Sequence[Alike], algorithm: str, costs: Measured | None
 ) -> list[Startup | None]:
     """Costs of every group beside its bytes; None where nobody knows them."""
     size = nominal_size(exchange.kind, exchange.size).tolist()
@@ -251,13 +252,11 @@ def _startups(
     if costs is None:
         return found
     for kind in kinds:
-        held: dict[float, Startup] = {}
+        held: dict[float, Startup | None] = {}
         for row in kind.rows.tolist():
             if size[row] not in held:
-                held[size[row]] = startup(costs, exchange.kind, algorithm, kind.shape, size[row])
-            cost = held[size[row]]
-            # A closed form says inf where nobody uses the algorithm for such a group.
-            found[row] = cost if np.isfinite([cost.launch, cost.latency, cost.wire]).all() else None
+                held[size[row]] = startup_of(costs, exchange, algorithm, kind.shape, size[row])
+            found[row] = held[size[row]]
     return found
 
 
@@ -299,7 +298,7 @@ def _priced(rounds: list[_Laid], extra: list[Startup | None], launch: float) -> 
     """With what the exchange costs beside its bytes.
 
     extra    per group
-    launch   s that any exchange waits before its first byte
+    launch   s that it waits before its first byte where nobody knows that
 
     All rounds together wait what the start-up says: latencies of paths are stretched to that.
     """
@@ -309,7 +308,7 @@ def _priced(rounds: list[_Laid], extra: list[Startup | None], launch: float) -> 
     for row, cost in enumerate(extra):
         if cost is None:
             continue
-        first[row], wire[row] = launch + cost.launch, cost.wire
+        first[row], wire[row] = cost.launch, cost.wire
         if whole[row] > 0:
             stretch[row] = cost.latency / whole[row]
         else:
@@ -442,7 +441,7 @@ def _brought(how: Collective, kinds: Sequence[Alike], n: int, rounds: list[Route
 class Routes:
     """Exchanges laid on links, remembered by content as long as they are few enough."""
 
-    def __init__(self, layout: Layout, costs: Costs | None = None) -> None:
+    def __init__(self, layout: Layout, costs: Measured | None = None) -> None:
         self._layout = layout
         self._costs = costs
         self._held: dict[tuple[object, ...], RoutedExchange] = {}
@@ -459,6 +458,7 @@ class Routes:
             exchange.kind,
             exchange.algorithm,
             exchange.back,
+            exchange.copies,
             exchange.size.tobytes(),
             None if distinct is None else distinct.tobytes(),
         )

@@ -95,6 +95,9 @@ def lay_out(scenario: Scenario) -> Layout:
     )
 
 
+_ANYWHERE = f"ring, double_binary_tree, hierarchical and {AUTO} work anywhere"
+
+
 def _check_switches(deployment: Deployment, groups: Groups, topology: Topology) -> None:
     """Raises ClustersimError where switches are to add up what members of other domains send."""
     name = deployment.algorithms.all_reduce
@@ -104,13 +107,17 @@ def _check_switches(deployment: Deployment, groups: Groups, topology: Topology) 
         return
     kinds = set(dict(topology.graph.nodes(data="kind")).values())
     members = topology.domain[groups.tp.reshape(-1, groups.tp.shape[-1])]
+    if "nvswitch" in kinds and not topology.switch_reduces:
+        raise ClustersimError(
+            f'deployment.algorithms.all_reduce: "{name}" needs an NVSwitch that adds up, and those of this '
+            f"machine do not (switch_reduces = false); {_ANYWHERE}"
+        )
     alone = (members[:, :, None] == members[:, None, :]).sum(axis=2).min() == 1
     if alone or "nvswitch" not in kinds:
         lacks = "stands alone in its NVLink domain" if alone else "is joined to its peers without NVSwitch"
         raise ClustersimError(
             f'deployment.algorithms.all_reduce: "{name}" needs an NVSwitch between ranks, but a rank of a TP '
-            f"group of {deployment.tensor_parallel} {lacks}; ring, double_binary_tree, hierarchical and "
-            f"{AUTO} work anywhere"
+            f"group of {deployment.tensor_parallel} {lacks}; {_ANYWHERE}"
         )
 
 

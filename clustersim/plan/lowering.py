@@ -19,7 +19,7 @@ from clustersim.plan.gating import distinct_tokens, expert_counts
 from clustersim.plan.layout import Layout
 from clustersim.plan.parameters import kv_heads_held, step_flop
 from clustersim.plan.rounds import domains_of
-from clustersim.plan.stepgraph import Exchange, Operator, Product, Queue, StepGraph, check
+from clustersim.plan.stepgraph import Copies, Exchange, Operator, Product, Queue, StepGraph, check
 from clustersim.spec.batch import Batch
 from clustersim.spec.model import FORMAT_BYTES
 from clustersim.spec.scenario import Scenario
@@ -254,7 +254,15 @@ class _Lowering:
         width = float(self.model.hidden * self.width)
         once = None if distinct is None else distinct * width
         size = tokens.astype(float) * width
-        exchange = Exchange("all_to_all", self.layout.groups.ep[self.stage], size, once, back)
+        m = self.model
+        exchange = Exchange(
+            "all_to_all",
+            self.layout.groups.ep[self.stage],
+            size,
+            once,
+            back,
+            copies=Copies(m.hidden, m.format, m.top_k, self.layout.copies.shape[1]),
+        )
         self.add(name, exchange=exchange, **work)
 
     def _among_sharers(self, name: str, kind: str, came: np.ndarray) -> None:

@@ -21,6 +21,22 @@ class Product:
     depth: int
 
 
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """What an all-to-all among experts moves: copies of tokens.
+
+    numbers  in a copy: the hidden dimension
+    format   of a number, a key of spec.model.FORMAT_BYTES
+    top_k    copies of a token
+    experts  places for experts in the layer
+    """
+
+    numbers: int
+    format: str
+    top_k: int
+    experts: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Exchange:
     """What ranks send to each other in one operator.
@@ -33,6 +49,7 @@ class Exchange:
                as plan.rounds.domains_of does), each token once; None where that is not known
     back       tokens come back: distinct counts what a member gets from each domain, not what it sends
     algorithm  the table entry it follows; "" for the one that the deployment names for its kind
+    copies     what an all-to-all moves, if it is tokens to experts or back
     """
 
     kind: str
@@ -41,6 +58,7 @@ class Exchange:
     distinct: np.ndarray | None = None
     back: bool = False
     algorithm: str = ""
+    copies: Copies | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import networkx as nx
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clustersim.errors import ClustersimError, pick
 from clustersim.plan.families import FAMILIES, Cable, Drawing
-from clustersim.spec.hardware import Gpu, TopologySpec
+from clustersim.spec.hardware import Gpu, TopologySpec, VertexByVertex
 
 #: GPUs from which `summary` measures the longest path; the families look alike from everywhere.
 _LOOKOUTS = 16
@@ -58,6 +58,8 @@ class Topology:
             where there are rails all servers are alike and the GPUs of one are numbered in a row
     links    the directed links
     routing  minimal, or valiant: between groups of routers through a third one
+    fabric   what the cards speak, as of a server
+    switch_reduces  whether the NVSwitches add up and copy, as of a server
     """
 
     graph: nx.DiGraph
@@ -68,6 +70,8 @@ class Topology:
     rail: NDArray[np.int32]
     links: Links
     routing: str = "minimal"
+    fabric: str = "infiniband"
+    switch_reduces: bool = True
 
 
 def build(spec: TopologySpec) -> Topology:
@@ -77,7 +81,8 @@ def build(spec: TopologySpec) -> Topology:
             too large, or some GPU cannot reach another
     """
     family = pick(FAMILIES, spec.family, "topology.family")
-    topology = _assembled(family(spec))
+    about = spec if isinstance(spec, VertexByVertex) else spec.server
+    topology = replace(_assembled(family(spec)), fabric=about.fabric, switch_reduces=about.switch_reduces)
     _check_reach(topology)
     return topology
 

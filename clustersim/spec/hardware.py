@@ -15,6 +15,10 @@ UPLINK_LATENCY = 2.315e-6
 UPLINK_BANDWIDTH = 5e10
 
 
+Architecture = Literal["ampere", "hopper", "blackwell"]
+Fabric = Literal["infiniband", "ethernet"]
+
+
 class Tile(Value):
     """One output tile of a matrix product, that an SM works on at a time; also written [rows, columns].
 
@@ -36,6 +40,8 @@ class Gpu(Value):
     sms               streaming multiprocessors (compute units)
     tiles             output tiles the matrix library may choose from
     launch_latency    the least time any operator takes, s
+    architecture      whose measured costs of exchanges hold: ampere, hopper or blackwell; left out: nobody's,
+                      and an exchange costs launch_latency beside paths and bandwidth
     source            where the numbers come from; an entry without one does not load
     """
 
@@ -46,6 +52,7 @@ class Gpu(Value):
     sms: Count
     tiles: tuple[Tile, ...] = Field(min_length=1)
     launch_latency: Time
+    architecture: Architecture | None = None
     source: str = Field(min_length=1)
 
     @field_validator("flop_rate")
@@ -80,6 +87,9 @@ class Server(Value):
     nic_bandwidth     of one card, bytes/s
     nic_latency       GPU to GPU of another server through one leaf switch, s
     pcie_bandwidth    between a GPU and its card, bytes/s
+    fabric            what the cards speak, whose measured costs hold: infiniband, or ethernet for anything
+                      else (RoCE, EFA)
+    switch_reduces    whether the NVSwitches can add up and copy what passes (NVLink SHARP, from H100 on)
     source            where the numbers come from
     """
 
@@ -92,6 +102,8 @@ class Server(Value):
     nic_bandwidth: Bandwidth
     nic_latency: Time
     pcie_bandwidth: Bandwidth
+    fabric: Fabric = "infiniband"
+    switch_reduces: bool = True
     source: str = Field(min_length=1)
 
 
@@ -279,15 +291,19 @@ class VertexByVertex(Value):
     Where a GPU has several cards, or a switch several equal ways, a flow takes one by a hash. To have it
     use all of them, write them as one with their bandwidths together, as the families do.
 
-    gpu       every accelerator in it
-    vertices  GPUs, switches and cards; GPUs are ranked in this order
-    cables    what joins them
+    gpu             every accelerator in it
+    vertices        GPUs, switches and cards; GPUs are ranked in this order
+    cables          what joins them
+    fabric          as of a server
+    switch_reduces  as of a server
     """
 
     family: Literal["explicit"]
     gpu: Gpu
     vertices: tuple[Vertex, ...] = Field(min_length=1, max_length=200_000)
     cables: tuple[Cable, ...] = Field(max_length=1_000_000)
+    fabric: Fabric = "infiniband"
+    switch_reduces: bool = True
 
     @field_validator("vertices", "cables", mode="before")
     @classmethod

@@ -70,6 +70,8 @@ class Network(Value):
     window         of `chunked`: chunks that a flow may have under way per link of its path
     buffer         of `chunked` with fifo: bytes that a link's queue holds, at least two chunks; when it
                    is full, the links before it wait, and all that is behind; 0: no bound
+    startup        measured: an exchange costs what was measured of the libraries that do such (see
+                   docs/validation-network.md); none: its GPUs' launch_latency, and the latencies of paths
     on_down        wait: flows stay on their path until the link is back; reroute: they take the
                    shortest way around it, those under way with what they have not sent yet; where there
                    is no other way they wait. Once the link is back, new flows cross it again
@@ -81,6 +83,7 @@ class Network(Value):
     fidelity: Literal["port_bound", "fluid", "chunked"] = "fluid"
     tolerance: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     chunk: Size = 262144.0
+    startup: Literal["measured", "none"] = "measured"
     on_down: Literal["wait", "reroute"] = "wait"
     reroute_after: Time = 1e-3
     queueing: Literal["fair", "fifo"] = "fair"

@@ -11,6 +11,7 @@ import numpy as np
 from clustersim.errors import pick
 from clustersim.physics.bounds import Work, lower_bounds, work_of
 from clustersim.physics.exchanges import Routes
+from clustersim.physics.pricing import left_out, measured
 from clustersim.plan.layout import Layout
 from clustersim.plan.lowering import gated, lower
 from clustersim.plan.memory import needs, weight_bytes
@@ -45,7 +46,7 @@ def preview(scenario: Scenario, layout: Layout) -> dict[str, Any]:
              each), notes
     """
     passes = _first_steps(scenario)
-    routes = Routes(layout)
+    routes = Routes(layout, measured(layout.topology, scenario.network.startup))
     return {
         "name": scenario.name,
         "model": _model(scenario),
@@ -58,7 +59,7 @@ def preview(scenario: Scenario, layout: Layout) -> dict[str, Any]:
         "groups": _groups(scenario, layout),
         "topology": topology_summary(layout.topology),
         "phases": {phase: _step(scenario, layout, routes, chosen) for phase, chosen in passes.items()},
-        "notes": _notes(scenario),
+        "notes": _notes(scenario, layout),
     }
 
 
@@ -152,7 +153,7 @@ def _algorithms(graph: StepGraph, routes: Routes) -> dict[str, dict[str, float]]
     return {kind: {name: n / ways.total() for name, n in ways.items()} for kind, ways in found.items()}
 
 
-def _notes(scenario: Scenario) -> list[str]:
+def _notes(scenario: Scenario, layout: Layout) -> list[str]:
     model = scenario.model
     found, stated = total_parameters(model), model.stated_parameters
     notes = []
@@ -169,4 +170,4 @@ def _notes(scenario: Scenario) -> list[str]:
             "Links go down in this scenario, and flows then take other paths; the network bound is that of "
             "the usual paths. A run reckons each step's bound from the paths that were taken."
         )
-    return notes
+    return [*notes, *filter(None, [left_out(layout.topology, scenario.network.startup)])]

@@ -193,7 +193,7 @@ class Trace:
     """All tables of one run, and the facts that belong to no row.
 
     tables  table → column → array of equal length; columns as in TABLES
-    facts   JSON values: name, scenario_hash, seed, simulated_seconds, operators, events, prices,
+    facts   JSON values: name, scenario_hash, seed, simulated_seconds, operators, events, startup, prices,
             scenario (its resolved TOML text), claimed
     """
 
