@@ -29,8 +29,8 @@ EXAMPLES = {
     "through NVLink in every layer, and the two stages stand idle while the pipeline fills and drains. "
     "All expert traffic stays inside a server.",
     "moe_1024": "Chunks of prompt are too small for this many GPUs: the pipeline's fill and drain and the "
-    "dispatch and combine take more time than the arithmetic: 64 peers, each with a send of its own. A larger "
-    "batch would raise the throughput; more FLOP/s alone would not.",
+    "dispatch and combine take more time than the arithmetic: 64 peers, each with a send of its own. A "
+    "larger batch would raise the throughput; more FLOP/s alone would not.",
     "moe_1024_decode": "A handful of tokens per shard: every step reads weights and pays launches and "
     "latencies for almost no work, and with two micro-batches in eight stages most GPUs wait for their "
     "turn most of the time.",
