@@ -15,8 +15,9 @@ from clustersim.units import show
 EXAMPLES = {
     "large_ep": "HBM decides. Every step reads the KV cache of all sequences, and with as many key/value "
     "heads as query heads that cache is large; the weights of the one expert per GPU come next, read "
-    "whole for the few tokens that reach it. Dispatch and combine are small beside that: the "
-    "deployment's exchanges are not what limits it.",
+    "whole for the few tokens that reach it. Dispatch and combine cost what a library needs to begin "
+    "them, with sends to 15 peers each, and hardly any bandwidth; kernels made for few tokens are quicker "
+    "(`--set deployment.algorithms.all_to_all=low_latency`).",
     "baseline_tp8_pp2": "HBM decides here, too: each stage holds every expert four times, and with so few "
     "tokens each GPU reads all its copies whole for every micro-batch. That is most of the distance to large "
     "EP: with each expert held once (`--set deployment.experts.policy=contiguous --set "
@@ -28,8 +29,8 @@ EXAMPLES = {
     "through NVLink in every layer, and the two stages stand idle while the pipeline fills and drains. "
     "All expert traffic stays inside a server.",
     "moe_1024": "Chunks of prompt are too small for this many GPUs: the pipeline's fill and drain and the "
-    "dispatch and combine over network cards shared by ECMP take more time than the arithmetic. A larger "
-    "batch would raise the throughput; more FLOP/s alone would not.",
+    "dispatch and combine take more time than the arithmetic: 64 peers, each with a send of its own. A "
+    "larger batch would raise the throughput; more FLOP/s alone would not.",
     "moe_1024_decode": "A handful of tokens per shard: every step reads weights and pays launches and "
     "latencies for almost no work, and with two micro-batches in eight stages most GPUs wait for their "
     "turn most of the time.",
