@@ -21,10 +21,9 @@ def low_latency_all_to_all(group: Group, size: np.ndarray) -> list[Round]:
     """Everybody writes straight into everybody's memory, token by token, and nobody waits to be answered.
 
     size     as in `pairwise_all_to_all`
-    Source   DeepEP's low-latency kernels: no hand-shake, so a near peer gets its bytes early
+    Source   DeepEP's low-latency kernels: no hand-shake; each rank sends as soon as it is there
     """
-    source, target = all_pairs(group.n)
-    return [Round(source, target, size[:, source, target], sending="interleaved")]
+    return pairwise_all_to_all(group, size)
 
 
 def hierarchical_all_to_all(group: Group, size: np.ndarray) -> list[Round]:

@@ -41,7 +41,8 @@ class Experts(Value):
 
 class Algorithms(Value):
     """Which pattern each collective follows; `auto` is what the vendor's library would take for the
-    group and its bytes. The tables stand in `plan/collectives.py`.
+    group and its bytes. The tables stand in `plan/collectives.py`. What no library chooses by itself
+    (which library moves tokens to experts, how stages hand over) is not left to `auto` by default.
 
     all_reduce      ring; double_binary_tree; hierarchical: in the NVLink domains, then along the
                     rails; in_switch: added up by the NVSwitch (one NVLink domain only); one_shot:
@@ -51,16 +52,16 @@ class Algorithms(Value):
     broadcast       ring, binary_tree or direct; no operator needs one so far
     all_to_all      pairwise: begins when all have met; one_sided: each rank sends when it is ready;
                     hierarchical: to the own rail of the target's NVLink domain, where a token for
-                    several ranks comes once, then by NVLink; low_latency: each rank sends when it
-                    is ready, and to each peer as soon as it can be reached
+                    several ranks comes once, then by NVLink; low_latency: straight to the ranks of
+                    the experts, each rank when it is ready, at what DeepEP's kernels take
     point_to_point  between pipeline stages: direct: every rank sends all to its peer;
                     scatter_gather: its share of the TP group's, which the receivers then gather
     """
 
-    all_reduce: str = "ring"
-    all_gather: str = "ring"
-    reduce_scatter: str = "ring"
-    broadcast: str = "ring"
+    all_reduce: str = "auto"
+    all_gather: str = "auto"
+    reduce_scatter: str = "auto"
+    broadcast: str = "auto"
     all_to_all: str = "pairwise"
     point_to_point: str = "direct"
 
