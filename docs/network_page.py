@@ -121,9 +121,10 @@ by Zipf 1.2 out of 256 (512 and 1024 GPUs: one expert per GPU), servers of 8 wit
 card of 50 GB/s per GPU. The cost is that of `physics.fluid.Fluid` from the start of the exchange until all
 flows are told to be done.
 
-With few GPUs most is paid for telling the caller of each full link's flows as they end; with 1024 the flows no
-longer fit the processor's cache, and the time varies with who else uses it. The work itself, share-outs and
-links judged, grows more slowly than the flows. Fitted exponents of F·log F (1: the cost grows as F·log F, drawn as a dashed line):
+With few GPUs most is paid for telling the caller of each full link's flows as they end; with 1024 the flows
+no longer fit the processor's cache, and the time varies with who else uses it. The work itself, share-outs
+and links judged, grows more slowly than the flows. Fitted exponents of F·log F (1: the cost grows as F·log F,
+drawn as a dashed line):
 """
 
 _SIMGRID_HEAD = ("case", "flows", "CPU", "SimGrid's", "ratio", "goal", "peak MiB", "SimGrid's", "worst error")
