@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from network_page import network_pages
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
@@ -51,6 +52,7 @@ def pages() -> dict[str, str]:
         "catalogue.md": catalogue_page(),
         "validation-network.md": validation_page(),
         "validation-network.svg": drawing(),
+        **network_pages(),
         **{f"commands/{name}.md": command_page(name, command) for name, command in cli.commands.items()},
     }
 

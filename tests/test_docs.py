@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import make
+import network_page
 import pytest
 
 from clustersim.spec.schema import TABLES as SCENARIO_TABLES
@@ -53,3 +56,17 @@ def test_every_table_of_a_scenario_has_its_place_in_the_page() -> None:
 def test_editors_show_what_a_key_means() -> None:
     fidelity = json_schema()["$defs"]["Network"]["properties"]["fidelity"]
     assert fidelity["description"].startswith("port_bound: closed form")
+
+
+def test_the_plot_of_speed_shows_every_row_and_says_what_it_shows() -> None:
+    drawn = ElementTree.fromstring(PAGES["network-speed.svg"])
+    shown = {part.attrib["id"] for part in drawn if "id" in part.attrib}
+    assert drawn.attrib["role"] == "img" and shown == set(drawn.attrib["aria-labelledby"].split())
+    rows = json.loads(network_page.DATA.read_text("utf-8"))["scaling"]["rows"]
+    dots = [part for part in drawn.iter() if part.tag.endswith("circle")]
+    assert len(dots) == sum(len(one) for one in rows.values())
+
+
+def test_the_measured_cost_of_an_exchange_grows_no_faster_than_f_log_f() -> None:
+    exponents = json.loads(network_page.DATA.read_text("utf-8"))["scaling"]["exponents"]
+    assert all(one["all"] <= 1 for one in exponents.values())
