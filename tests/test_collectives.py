@@ -668,7 +668,7 @@ def test_an_exchange_without_bytes_takes_no_time() -> None:
 def test_rounds_wait_for_their_latency_once_each_and_for_one_launch() -> None:
     # A ring of four in one server: 2 * 3 rounds of 1 us, a launch of 5 us, and 6 parts of 1000 B.
     scenario = tiny(single_server(4, latency=1e-6), deployment=parallel(tp=4))
-    exchange = Exchange("all_reduce", np.arange(4)[None, :], np.array([4000.0]))
+    exchange = Exchange("all_reduce", np.arange(4)[None, :], np.array([4000.0]), algorithm="ring")
     meeting, _ = happened(exchange, scenario, [0.0] * 4, "fluid", launch=5e-6)
     assert meeting.done == approx([5e-6 + 6e-6 + 6000 / NVLINK] * 4)
 

@@ -134,6 +134,7 @@ def test_every_default_is_written_out() -> None:
     values = tomllib.loads(text)
     assert values["network"] == {
         "fidelity": "fluid",
+        "tolerance": 0.0,
         "chunk": "262144.0 B",
         "startup": "measured",
         "queueing": "fair",
