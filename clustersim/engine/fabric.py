@@ -60,8 +60,8 @@ class Meeting:
     def shift(
         self, at: int, flows: np.ndarray, size: np.ndarray, before: np.ndarray, after: np.ndarray
     ) -> None:
-        """Bytes float64[A] of flows int[A] of round `at` cross other links, int[A, Q], than before, int[A, P]:
-        what is on the wire, and its share of payload."""
+        """Flows int[A] of round `at` take other links, int[A, Q], than before, int[A, P], with float64[A]
+        bytes on the wire and their share of payload."""
         one_round = self.routed.rounds[at]
         payload = size * (one_round.payload / one_round.flows.size)[flows]
         links = self.routed.carried.shape[1]
