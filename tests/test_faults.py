@@ -335,7 +335,7 @@ def rails(on_down: str, *faults: dict[str, Any], after: float = 1e-4, latency: f
 def carried(meeting: Meeting, scenario: Scenario) -> dict[str, float]:
     links = build_topology(scenario.topology).links
     ends = zip(links.source, links.target, strict=True)
-    return {f"{a}->{b}": size for (a, b), size in zip(ends, meeting.carried, strict=True) if size}
+    return {f"{a}->{b}": size for (a, b), size in zip(ends, meeting.carried[0], strict=True) if size}
 
 
 OLD = ["gpu0->server0/nic0", "server0/nic0->pod0/rail0/leaf"]
@@ -428,7 +428,7 @@ def test_a_flow_that_ends_in_a_switch_has_no_detour() -> None:
         repeat=np.ones(2, dtype=np.int64),
         together=False,
     )
-    routed = RoutedExchange("in_switch", np.arange(4), 4, (one_round,), "all", np.zeros(len(links)))
+    routed = RoutedExchange("in_switch", np.arange(4), 4, (one_round,), "all", np.zeros((2, len(links))))
     ways = Outages(topology, "reroute", 0.0).ways(routed, one_round, np.arange(2), frozenset({up}))
     assert ways.found.tolist() == [False, True]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import simpy
 from pytest import approx
-from scenarios import parallel, tiny, trace_of
+from scenarios import parallel, table, tiny, trace_of
 
 from clustersim.analysis.summary import summarize
 from clustersim.engine.fabric import Fabric, Meeting
@@ -215,3 +215,17 @@ def test_what_was_measured_takes_the_place_of_the_launch() -> None:
     across = machine(2)
     unknown = route(even("all_reduce", "one_shot", 2, 8.0), across, 1.0, costs_of(across))
     assert unknown.rounds[0].flows.latency.min() >= 1.0
+
+
+def test_bounds_are_those_of_the_bytes_that_are_asked_for() -> None:
+    topology = {"family": "rail_fat_tree", "servers": 2, "server": box(gpus=2, nics=2)}
+    bounds, links = [], []
+    for startup in ("measured", "none"):
+        scenario = tiny(topology, deployment=parallel(tp=2, dp=2), network={"startup": startup})
+        trace = trace_of(scenario)
+        found = preview(scenario, lay_out(scenario))["phases"]["decode"]["bounds"]
+        assert found["network"] == approx(table(trace, "steps")["bound_network"][0])
+        bounds.append(found)
+        links.append(table(trace, "links")["bytes"])
+    assert bounds[0] == bounds[1]
+    assert (links[0] >= links[1]).all() and (links[0] > links[1]).any()

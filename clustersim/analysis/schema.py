@@ -92,7 +92,7 @@ SCHEMA: dict[str, str] = {
     "memory.total": "the sum of the parts, bytes",
     "memory.capacity": "HBM of that GPU, bytes",
     "tiers.<tier>.links": "links between these kinds of vertices",
-    "tiers.<tier>.bytes": "bytes they carried",
+    "tiers.<tier>.bytes": "bytes they carried, what protocols put on the wire counted",
     "tiers.<tier>.mean": "mean of their utilizations",
     "tiers.<tier>.max": "the largest of their utilizations",
     "queues.<tier>.mean": "bytes that wait for a link between these kinds of vertices, mean over the "
@@ -122,7 +122,7 @@ SCHEMA: dict[str, str] = {
     "links[].link": "source->target, by vertices of the topology",
     "links[].tier": "kinds of the two vertices",
     "links[].bandwidth": "nominal capacity, bytes/s",
-    "links[].bytes": "bytes carried",
+    "links[].bytes": "bytes carried, what protocols put on the wire counted",
     "links[].utilization": "bytes / what its capacity allowed over the run, faults counted",
     "notes": "sentences on what stands out, the claims first",
 }

@@ -9,7 +9,7 @@ import numpy as np
 import simpy
 
 from clustersim.engine.outages import Around, Outage, Outages
-from clustersim.physics.exchanges import RoutedExchange, RoutedRound
+from clustersim.physics.exchanges import RoutedExchange, RoutedRound, over_links
 from clustersim.physics.network import Flows, Network
 
 #: Below so many finished flows a plain loop is faster than array operations; both do the same.
@@ -54,19 +54,20 @@ class Meeting:
 
     @property
     def carried(self) -> np.ndarray:
-        """float64[K] bytes over each link, by the paths that were taken; known when it is over."""
+        """float64[2, K] as in RoutedExchange, by the paths that were taken; known when it is over."""
         return self.routed.carried if self._shifted is None else self.routed.carried + self._shifted
 
-    def shift(self, size: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
-        """Bytes float64[A] cross the links of other paths, int[A, P] and int[A, Q], than was planned."""
-        if self._shifted is None:
-            self._shifted = np.zeros(len(self.routed.carried))
-        for links, sign in ((before, -1.0), (after, 1.0)):
-            sizes = np.broadcast_to(size[:, None], links.shape)
-            there = links >= 0
-            self._shifted += sign * np.bincount(
-                links[there], weights=sizes[there], minlength=len(self._shifted)
-            )
+    def shift(
+        self, at: int, flows: np.ndarray, size: np.ndarray, before: np.ndarray, after: np.ndarray
+    ) -> None:
+        """Flows int[A] of round `at` take other links, int[A, Q], than before, int[A, P], with float64[A]
+        bytes on the wire and their share of payload."""
+        one_round = self.routed.rounds[at]
+        payload = size * (one_round.payload / one_round.flows.size)[flows]
+        links = self.routed.carried.shape[1]
+        for path, sign in ((before, -1.0), (after, 1.0)):
+            moved = np.stack([over_links(sign * part, path, links) for part in (size, payload)])
+            self._shifted = moved if self._shifted is None else self._shifted + moved
 
     def arrive(self, member: int) -> simpy.Event:
         """Member is ready. Returns the event of its being done."""
@@ -295,7 +296,7 @@ class Fabric:
         # What was left of the start-up is still to be waited for, and the new path has its own latency.
         latency = latency + np.maximum(sent.flows.latency[rows] - (self.env.now - sent.began), 0.0)
         self._leave(key, sent, rows)
-        meeting.shift(left, sent.flows.links[rows], path)
+        meeting.shift(sent.at, sent.in_round(rows), left, sent.flows.links[rows], path)
         for link, count, size in _by_link(blame[rows], left):
             outages.of(link).moved += count
             outages.of(link).moved_bytes += size
@@ -398,7 +399,8 @@ def _avoid(sent: _Sent, around: Around, outages: Outages) -> None:
     detoured, blame = around.detoured[rows], around.blame[rows]
     size, planned = sent.flows.size[detoured], sent.meeting.routed.rounds[sent.at].flows.links
     if detoured.any():
-        sent.meeting.shift(size, planned[rows[detoured]], sent.flows.links[detoured])
+        there = rows[detoured]
+        sent.meeting.shift(sent.at, there, size, planned[there], sent.flows.links[detoured])
     for link, count, sum_ in _by_link(blame[detoured], size):
         outages.of(link).avoided += count
         outages.of(link).avoided_bytes += sum_

@@ -225,7 +225,7 @@ class Replica:
             tokens=token_batch.graph.tokens,
         )
         work = token_batch.work()
-        self.carried += work.carried
+        self.carried += work.carried[0]
         step.work.append(work)
         for number, piece in zip(one.requests, one.pieces, strict=True):
             progress = self._progress[number]

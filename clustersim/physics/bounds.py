@@ -16,7 +16,8 @@ class Work:
     """What one pass asks of the machine.
 
     flop, bytes  float64[S, N] useful FLOP and HBM bytes of every rank of every stage
-    carried      float64[K] bytes over every link; float64[1] zero where nothing is exchanged
+    carried      float64[2, K] bytes over every link: on the wire, and of them those that the exchanges are
+                 about; float64[2, 1] zero where nothing is exchanged
     """
 
     flop: np.ndarray
@@ -36,9 +37,9 @@ class Bounds:
 def work_of(graph: StepGraph, exchanges: Iterable[np.ndarray]) -> Work:
     """Sums a graph's operators per rank, and its exchanges per link.
 
-    exchanges  float64[K] bytes over each link, one array per exchange
+    exchanges  float64[2, K] bytes over each link, one array per exchange
     """
-    carried = sum(exchanges, start=np.zeros(1))
+    carried = sum(exchanges, start=np.zeros((2, 1)))
     flop = np.zeros(graph.ranks.shape)
     moved = np.zeros(graph.ranks.shape)
     for op in graph.operators:
@@ -52,14 +53,15 @@ def lower_bounds(passes: Sequence[Work], gpu: Gpu, fmt: str, bandwidth: np.ndarr
 
     bandwidth  float64[K] bytes/s of every link
     Returns    compute and memory: a rank works off all passes one after the other, and one pass goes
-               through all stages one after the other; whichever is longer. network: all bytes of
-               the step over the link that needs longest for them
+               through all stages one after the other; whichever is longer. network: all that
+               the exchanges are about over the link that needs longest for it; what protocols add is
+               no law of the machine
     """
-    carried = sum((w.carried for w in passes), start=np.zeros(1))
+    payload = sum((w.carried[1] for w in passes), start=np.zeros(1))
     return Bounds(
         compute=_serial([w.flop for w in passes]) / gpu.flop_rate[fmt],
         memory=_serial([w.bytes for w in passes]) / gpu.memory_bandwidth,
-        network=float((carried / bandwidth).max(initial=0.0)),
+        network=float((payload / bandwidth).max(initial=0.0)),
     )
 
 

@@ -56,7 +56,8 @@ class RoutedExchange:
     members    per group
     rounds     in order; rounds without a byte are left out
     meets      as in plan.rounds.Collective
-    carried    float64[K] bytes over each link, all rounds
+    carried    float64[2, K] bytes over each link, all rounds: on the wire; and of them what the exchange is
+               about
     brought    int64[M, n] for an all-to-all: the flow (counted through all rounds) with which the last
                comes to a member of what each of its group sends it; -1 where nothing comes. None for others
     """
@@ -155,15 +156,20 @@ def route(
             ]
             rounds.append(_joined(laid, groups.size))
     links = len(layout.topology.links.bandwidth)
-    carried = sum((_carried(one.flows, links) for one in rounds), start=np.zeros(links))
+    carried = sum((_carried(one, links) for one in rounds), start=np.zeros((2, links)))
     brought = _brought(how, kinds, n, rounds) if exchange.kind == "all_to_all" else None
     return RoutedExchange(algorithm, groups.ravel(), n, tuple(rounds), how.meets, carried, brought)
 
 
-def _carried(flows: Flows, links: int) -> np.ndarray:
-    path = flows.links
-    sizes = np.broadcast_to(flows.size[:, None], path.shape)
-    return np.bincount(path[path >= 0], weights=sizes[path >= 0], minlength=links)
+def _carried(one: RoutedRound, links: int) -> np.ndarray:
+    return np.stack([over_links(size, one.flows.links, links) for size in (one.flows.size, one.payload)])
+
+
+def over_links(size: np.ndarray, path: np.ndarray, links: int) -> np.ndarray:
+    """Bytes over each link, float64[K], of flows of float64[F] bytes on paths int[F, P]."""
+    there = path >= 0
+    sizes = np.broadcast_to(size[:, None], path.shape)
+    return np.bincount(path[there], weights=sizes[there], minlength=links)
 
 
 # ---- groups, and what they cost -----------------------------------------------------------------

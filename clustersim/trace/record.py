@@ -124,7 +124,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "tier": ("text", "kinds of the two vertices, e.g. gpu-nvswitch"),
         "bandwidth": ("float64", "nominal capacity, bytes/s"),
         "latency": ("float64", "s"),
-        "bytes": ("float64", "bytes carried"),
+        "bytes": ("float64", "bytes carried, what protocols put on the wire counted"),
         "offered": ("float64", "capacity over the whole run, faults counted, bytes"),
     },
     "queues": {
