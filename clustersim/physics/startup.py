@@ -476,11 +476,28 @@ def startup(
     if rounds is None:
         rounds = int(_rounds_of_a_ring(kind, shape.members)) if algorithm == "ring" else 1
     path = shape.network_latency if shape.crosses else shape.nvlink_latency
+    protocol = WAYS[kind][algorithm].protocols[int(best)]
+    wire, port = max(float(parts.wire) / float(parts.port), 1.0), float(parts.port)
+    most = _on_wire(costs, shape, protocol)
+    waiting = (wire - most) * port if most < wire < np.inf else 0.0
+    latency = float(parts.latency) + waiting
     return Startup(
         launch=float(parts.launch),
-        step=float(parts.latency) / rounds - path,
-        wire=max(float(parts.wire) / float(parts.port), 1.0),
-        latency=float(parts.latency),
-        transfer=float(parts.wire),
-        protocol=WAYS[kind][algorithm].protocols[int(best)],
+        step=latency / rounds - path,
+        wire=min(wire, most) if waiting else wire,
+        latency=latency,
+        transfer=float(parts.wire) - waiting,
+        protocol=protocol,
     )
+
+
+def _on_wire(costs: Costs, shape: Shape, protocol: str) -> float:
+    """The most bytes on the wire that a byte of payload can be; what takes longer than these waits.
+
+    LL sends four bytes of flag with every four, LL128 eight with every 120. They are slow because each
+    of their steps waits for flags, not because links are full: what others send meanwhile goes on.
+    Source  NVIDIA/nccl@5067397c (v2.30.7) src/include/device.h: ncclLLFifoLine, NCCL_LL128_DATAELEMS
+    """
+    if protocol == "Simple":
+        return 1 / min(costs.library.reach_simple, costs.fabric.reach if shape.crosses else 1.0)
+    return {"LL": 2.0, "LL128": 128 / 120}.get(protocol, np.inf)
