@@ -59,12 +59,12 @@ LINK = _record(
     peak="f8",
     held="f8",
     top="f8",
-    owned="i8",
-    first="i8",
-    crossing="i8",
-    head="i8",
-    fresh="i8",
-    stale="i8",
+    owned="i4",
+    first="i4",
+    crossing="i4",
+    head="i4",
+    fresh="i4",
+    stale="i4",
 )
 
 #: Two lists of links, and who stands in them: links whose first end has to be looked up anew, and
@@ -87,14 +87,15 @@ FLOW = _record(
     share="f8",
     weight="f8",
     load="f8",
-    bottleneck="i8",
-    next="i8",
-    last="i8",
-    chain="i8",
+    bottleneck="i4",
+    next="i4",
+    last="i4",
+    chain="i4",
 )
 
-#: slot * P + hop: where a flow stands in the list of a link.
-PLACE = _record(after="i8", before="i8")
+#: slot * P + hop: where a flow stands in the list of a link. Kept small, as `path` is: what is read
+#: from either is widened at once, lest numba compile everything twice.
+PLACE = _record(after="i4", before="i4")
 
 #: Flows whose latency is not over, as a heap; and lists of free slots and of flows that are done.
 AGENDA = _record(time="f8", number="i8", slot="i8", free="i8", done="i8", done_at="f8")
@@ -130,7 +131,7 @@ DOUBT, ENDS = 0, 1
 
 
 class State(NamedTuple):
-    """Arrays over K links and N slots; `path` is int64[N, P], padded with -1.
+    """Arrays over K links and N slots; `path` is int32[N, P], padded with -1.
 
     They are handed over one by one, never as one: taking an array out of a tuple costs numba more
     than all that is done with it.
@@ -170,7 +171,7 @@ def new_state(capacity: np.ndarray, slots: int, hops: int, tolerance: float) -> 
         notes=np.zeros(len(capacity), NOTE),
         heaps=heaps,
         flows=flows,
-        path=np.full((slots, hops), -1),
+        path=np.full((slots, hops), -1, dtype=np.int32),
         places=np.zeros(slots * hops, PLACE),
         work=np.zeros((slots, 2)),
         agenda=agenda,
@@ -184,7 +185,7 @@ def grown(state: State, slots: int, hops: int) -> State:
     """The same flows, with room for more of them or for longer paths."""
     old, width = state.path.shape
     flows, agenda, places = np.zeros(slots, FLOW), np.zeros(slots, AGENDA), np.zeros(slots * hops, PLACE)
-    path = np.full((slots, hops), -1)
+    path = np.full((slots, hops), -1, dtype=np.int32)
     flows[:old], agenda[:old], path[:old, :width] = state.flows, state.agenda, state.path
     flows["bottleneck"][old:] = -2
     # A place is slot * P + hop: with another P all of them have another number.

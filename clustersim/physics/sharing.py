@@ -87,10 +87,10 @@ def _fit(links, flows, path, places, work, totals, link):
     totals[0].fitted += 1
     width = path.shape[1]
     n, wanted, weights, own, held, top = 0, 0.0, 0.0, 0.0, 0.0, 0.0
-    place = links[link].head
+    place = np.int64(links[link].head)
     while place >= 0:
         slot = place // width
-        weight, bottleneck = flows[slot].weight, flows[slot].bottleneck
+        weight, bottleneck = flows[slot].weight, np.int64(flows[slot].bottleneck)
         if bottleneck >= 0 and bottleneck != link:
             granted = flows[slot].share
             held += weight * granted
@@ -98,7 +98,7 @@ def _fit(links, flows, path, places, work, totals, link):
         else:
             granted = np.inf
             for hop in range(width):
-                other = path[slot, hop]
+                other = np.int64(path[slot, hop])
                 if other < 0:
                     break
                 if other != link:
@@ -110,7 +110,7 @@ def _fit(links, flows, path, places, work, totals, link):
         n += 1
         weights += weight
         wanted += weight * granted
-        place = places[place].after
+        place = np.int64(places[place].after)
     links[link].own, links[link].peak = own, own
     links[link].held, links[link].top, links[link].stale = held, top, 0
     if wanted <= links[link].capacity * (1 + SAME):
@@ -164,7 +164,7 @@ def settle(flows, totals, slot):
 @compiled
 def disown(links, flows, slot, link):
     """A link is no longer the bottleneck of a flow."""
-    last, following = flows[slot].last, flows[slot].next
+    last, following = np.int64(flows[slot].last), np.int64(flows[slot].next)
     if last >= 0:
         flows[last].next = following
     else:
@@ -177,7 +177,7 @@ def disown(links, flows, slot, link):
 
 @compiled
 def _adopt(links, flows, slot, link):
-    first = links[link].first
+    first = np.int64(links[link].first)
     flows[slot].last, flows[slot].next = -1, first
     if first >= 0:
         flows[first].last = slot
@@ -210,12 +210,12 @@ def _narrow(links, notes, flows, path, totals, slot, by):
     width = path.shape[1]
     least, narrowest = np.inf, -1
     for hop in range(width):
-        link = path[slot, hop]
+        link = np.int64(path[slot, hop])
         if link < 0:
             break
         if links[link].level < least:
             least, narrowest = links[link].level, link
-    before, old = flows[slot].bottleneck, flows[slot].share
+    before, old = np.int64(flows[slot].bottleneck), flows[slot].share
     if narrowest < 0 or (narrowest == before and abs(least - old) <= SAME * least):
         # Without a narrowest one none of its links is known to be full: one that is in doubt will be.
         return
@@ -225,7 +225,7 @@ def _narrow(links, notes, flows, path, totals, slot, by):
     if before == narrowest:
         more = weight * (least - old)
         for hop in range(width):
-            link = path[slot, hop]
+            link = np.int64(path[slot, hop])
             if link < 0:
                 break
             if link != narrowest:
@@ -238,7 +238,7 @@ def _narrow(links, notes, flows, path, totals, slot, by):
         disown(links, flows, slot, before)
     _adopt(links, flows, slot, narrowest)
     for hop in range(width):
-        link = path[slot, hop]
+        link = np.int64(path[slot, hop])
         if link < 0:
             break
         if before < 0:
@@ -256,19 +256,19 @@ def _grant(links, notes, heaps, flows, path, places, totals, link, level):
     """Gives a link its level, and its flows the least of their links' levels."""
     links[link].level = level
     note_end(notes, totals, link)
-    slot = links[link].first
+    slot = np.int64(links[link].first)
     while slot >= 0:
-        following = flows[slot].next
+        following = np.int64(flows[slot].next)
         _narrow(links, notes, flows, path, totals, slot, link)
         slot = following
     if links[link].fresh > 0 or level < links[link].top:
         width = path.shape[1]
-        place = links[link].head
+        place = np.int64(links[link].head)
         while place >= 0:
             slot = place // width
             if flows[slot].bottleneck == -1 or level < flows[slot].share:
                 _narrow(links, notes, flows, path, totals, slot, link)
-            place = places[place].after
+            place = np.int64(places[place].after)
     for at in range(totals[0].moved):
         other = notes[at].moved
         notes[other].in_moved = 0
@@ -288,11 +288,11 @@ def look_up_end(links, heaps, flows, totals, link):
     now, level = totals[0].now, links[link].level
     end = np.inf
     if links[link].owned > 0 and level > 0:
-        slot = links[link].first
+        slot = np.int64(links[link].first)
         left = np.inf
         while slot >= 0:
             left = min(left, flows[slot].left - flows[slot].share * (now - flows[slot].stamp))
-            slot = flows[slot].next
+            slot = np.int64(flows[slot].next)
         end = now + max(left, 0.0) / level
     at = heaps[ENDS, link].place
     heaps[ENDS, link].rank = end
@@ -372,11 +372,11 @@ def _begin(links, heaps, flows, path, places, agenda, gates, following, totals, 
         return
     flows[slot].bottleneck = -1
     for hop in range(width):
-        link = path[slot, hop]
+        link = np.int64(path[slot, hop])
         if link < 0:
             break
         place = slot * width + hop
-        first = links[link].head
+        first = np.int64(links[link].head)
         places[place].before, places[place].after = -1, first
         if first >= 0:
             places[first].before = place
@@ -391,16 +391,16 @@ def leave(links, notes, heaps, flows, path, places, totals, slot):
     """Takes a flow off its links, which may now grant the others more."""
     width = path.shape[1]
     settle(flows, totals, slot)
-    bottleneck = flows[slot].bottleneck
+    bottleneck = np.int64(flows[slot].bottleneck)
     if bottleneck >= 0:
         note_end(notes, totals, bottleneck)
         disown(links, flows, slot, bottleneck)
     for hop in range(width):
-        link = path[slot, hop]
+        link = np.int64(path[slot, hop])
         if link < 0:
             break
         place = slot * width + hop
-        before, after = places[place].before, places[place].after
+        before, after = np.int64(places[place].before), np.int64(places[place].after)
         if before >= 0:
             places[before].after = after
         else:
@@ -429,9 +429,9 @@ def end_on(links, notes, heaps, flows, path, places, agenda, gates, following, t
     that much more to send; 0: at once.
     """
     now = totals[0].now
-    slot = links[link].first
+    slot = np.int64(links[link].first)
     while slot >= 0:
-        after = flows[slot].next
+        after = np.int64(flows[slot].next)
         share, load = flows[slot].share, flows[slot].load
         left = flows[slot].left - share * (now - flows[slot].stamp)
         if share > 0 and (now + left / share <= now or left < DONE * load):
@@ -498,7 +498,7 @@ def advance(links, notes, heaps, flows, path, places, work, agenda, gates, follo
             while totals[0].coming > 0 and agenda[0].time == begins:
                 slot = next_coming(agenda, totals)
                 while slot >= 0:
-                    chained = flows[slot].chain
+                    chained = np.int64(flows[slot].chain)
                     _begin(links, heaps, flows, path, places, agenda, gates, following, totals, slot)
                     slot = chained
             totals[0].due = totals[0].now
