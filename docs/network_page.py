@@ -132,8 +132,8 @@ _SIMGRID_HEAD = ("case", "flows", "CPU", "SimGrid's", "ratio", "goal", "peak MiB
 
 _SIMGRID = """\
 Whole process of `clustersim network CASE --out FILE`, reading and writing included ({least} of each are
-Python and its libraries), against SimGrid 3.32 (C++), which was measured on two shared x86-64 cores of
-another computer. The error is that of the worst flow's duration, relative, where SimGrid's answer is at
+Python and its libraries), against SimGrid 3.32 (C++), whose seconds were measured apart, on two
+shared x86-64 cores. The error is that of the worst flow's duration, relative, where SimGrid's answer is at
 hand.
 """
 
