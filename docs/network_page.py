@@ -121,18 +121,19 @@ by Zipf 1.2 out of 256 (512 and 1024 GPUs: one expert per GPU), servers of 8 wit
 card of 50 GB/s per GPU. The cost is that of `physics.fluid.Fluid` from the start of the exchange until all
 flows are told to be done.
 
-With few GPUs most is paid for telling the caller of each full link's flows as they end; with 1024 the flows
-no longer fit the processor's cache, and the time varies with who else uses it. The work itself, share-outs
-and links judged, grows more slowly than the flows. Fitted exponents of F·log F (1: the cost grows as F·log F,
-drawn as a dashed line):
+With few GPUs most is paid for telling the caller of each full link's flows as they end. The work itself,
+share-outs and links judged, grows more slowly than the flows. With 1024 GPUs the flows in flight no longer
+fit the processor's cache: each costs several times as much, and how much depends on who else uses the
+cache; so the last doubling grows faster than F·log F, though all sizes together do not. Fitted exponents of
+F·log F (1: the cost grows as F·log F, drawn as a dashed line):
 """
 
 _SIMGRID_HEAD = ("case", "flows", "CPU", "SimGrid's", "ratio", "goal", "peak MiB", "SimGrid's", "worst error")
 
 _SIMGRID = """\
 Whole process of `clustersim network CASE --out FILE`, reading and writing included ({least} of each are
-Python and its libraries), against SimGrid 3.32 (C++), which was measured on two shared x86-64 cores of
-another computer. The error is that of the worst flow's duration, relative, where SimGrid's answer is at
+Python and its libraries), against SimGrid 3.32 (C++), whose seconds were measured apart, on two
+shared x86-64 cores. The error is that of the worst flow's duration, relative, where SimGrid's answer is at
 hand.
 """
 
@@ -158,8 +159,8 @@ def _first_run(found: Row) -> str:
         f"`clustersim run workloads/large_ep.toml` takes {found['first']:.1f} s of CPU the first time and "
         f"{found['next']:.1f} s from then on.\nThe machine code is kept beside the modules, in "
         "`clustersim/physics/__pycache__`; where\nthat folder cannot be written to, numba keeps it in "
-        "the user's own cache folder (on Linux\n`~/.cache/numba`). `NUMBA_CACHE_DIR` names another one, for "
-        "instance one that jobs share.\n"
+        "the user's own cache folder (on Linux\n`~/.cache/numba`); where there is neither, every run "
+        "compiles. `NUMBA_CACHE_DIR` names another folder,\nfor instance one that jobs share.\n"
     )
 
 

@@ -67,6 +67,13 @@ def test_the_plot_of_speed_shows_every_row_and_says_what_it_shows() -> None:
     assert len(dots) == sum(len(one) for one in rows.values())
 
 
-def test_the_measured_cost_of_an_exchange_grows_no_faster_than_f_log_f() -> None:
+def test_the_measured_cost_of_an_exchange_grows_no_faster_than_f_log_f_over_all_sizes() -> None:
     exponents = json.loads(network_page.DATA.read_text("utf-8"))["scaling"]["exponents"]
     assert all(one["all"] <= 1 for one in exponents.values())
+
+
+def test_the_links_judged_for_an_exchange_grow_no_faster_than_its_flows() -> None:
+    rows = json.loads(network_page.DATA.read_text("utf-8"))["scaling"]["rows"]
+    for one in rows.values():
+        shares = [row["judged"] / row["flows"] for row in one if row["gpus"] >= 64]
+        assert shares == sorted(shares, reverse=True)
