@@ -45,6 +45,8 @@ class Fluid:
         self._numbers: dict[Hashable, int] = {}
         self._count = 0
         self._clock = -np.inf
+        #: When something happens next, s, if nobody has interfered since it was worked out.
+        self._due: float | None = None
 
     def start(self, flows: Flows, key: Hashable, now: float) -> None:
         count = len(flows.size)
@@ -53,7 +55,7 @@ class Fluid:
         free = int(s.totals["free"][0])
         s.totals["free"] = free - count
         slots = s.agenda["free"][free - count : free].copy()
-        self._clock, self._count = now, self._count + 1
+        self._clock, self._count, self._due = now, self._count + 1, None
         self._owner[slots], self._position[slots] = self._count, np.arange(count)
         self._starts[self._count] = _Start(key, slots, count)
         self._numbers[key] = self._count
@@ -68,12 +70,13 @@ class Fluid:
         sharing.set_capacity(s.links, s.heaps, s.totals, link, bandwidth)
 
     def next_finish(self) -> float:
-        due = sharing.advance(*self._state, self._clock)
-        return self._clock if self._state.totals["done"][0] else float(due)
+        if self._due is None:
+            self._due = float(sharing.advance(*self._state, self._clock))
+        return self._clock if self._state.totals["done"][0] else self._due
 
     def finish(self, now: float) -> Finished:
         self._clock = now
-        sharing.advance(*self._state, now)
+        self._due = float(sharing.advance(*self._state, now))
         return self._done()
 
     def stop(self, key: Hashable, positions: np.ndarray, now: float) -> np.ndarray:
@@ -107,7 +110,7 @@ class Fluid:
 
     def _reach(self, now: float) -> None:
         """Everything before is over; what is asked next counts from now on."""
-        self._clock = now
+        self._clock, self._due = now, None
         sharing.advance(*self._state, now)
         self._state.totals["now"] = max(now, float(self._state.totals["now"][0]))
 
