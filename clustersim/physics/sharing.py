@@ -28,7 +28,7 @@ DONE = 1e-9
 
 #: After so many changes the sums of a link are taken anew, lest roundoff add up; likewise where
 #: less than this share is left of what was added and taken away.
-_STALE = 256
+_STALE = 1024
 _LITTLE = 1e-3
 
 
@@ -208,7 +208,7 @@ def _hold(links, notes, totals, link, more, share):
 def _narrow(links, notes, flows, path, totals, slot, by):
     """Gives a flow the least level of its links; `by` is the link whose level has just moved."""
     width = path.shape[1]
-    least, narrowest = np.inf, -1
+    least, narrowest = np.inf, np.int64(-1)
     for hop in range(width):
         link = np.int64(path[slot, hop])
         if link < 0:
