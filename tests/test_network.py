@@ -464,6 +464,41 @@ def test_on_one_link_taking_completions_together_delays_no_flow_by_more_than_the
     assert (near <= exact * (1 + tolerance + 1e-9)).all()
 
 
+def kept_shares(capacity, group, tolerance):
+    """Runs flows that start at 0; for each: when it ended, when its share was given to others, its last rate."""
+    network = Fluid(capacity, tolerance)
+    network.start(group, "all", 0.0)
+    ended, given, rate = np.full((3, len(group.size)), np.nan)
+    now = network.next_finish()
+    shared = network._state.totals["shared"][0]
+    while now < np.inf:
+        rates = network.rates("all")
+        for _, positions in network.finish(now):
+            ended[positions], rate[positions] = now, rates[positions]
+        upcoming = network.next_finish()
+        if network._state.totals["shared"][0] > shared or upcoming == np.inf:
+            shared = network._state.totals["shared"][0]
+            given[np.isnan(given) & ~np.isnan(ended)] = now
+        now = upcoming
+    return ended, given, rate
+
+
+@pytest.mark.parametrize("tolerance", [0.002, 0.05, 0.3])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_run_with_tolerance_is_the_exact_run_of_flows_with_up_to_that_much_more_to_send(seed, tolerance):
+    rng = np.random.default_rng(seed)
+    capacity = rng.choice([1e9, 2e9, 5e9], 12)
+    size = rng.lognormal(13, 1, 60)
+    group = flows(size, random_paths(rng, 60, 12, shortest=1))
+    ended, given, rate = kept_shares(capacity, group, tolerance)
+    more = rate * (given - ended)
+    assert (more <= tolerance * size * (1 + 1e-9)).all()
+    assert more.max() > 0 or tolerance < 0.01
+    longer = Flows(size + more, group.weight, group.links, group.latency)
+    exact = finish_times(Fluid(capacity), [(0.0, "all", longer)])["all"]
+    assert exact == pytest.approx(given, rel=1e-8)
+
+
 def test_a_flow_that_ended_keeps_its_share_no_longer_than_the_tolerance_allows():
     # 100, 102 and 300 B at 1/3 of 300 B/s each; A and B end at 1 s and 1.02 s. Within 5 % of its
     # bytes A may keep its share till 1.05 s, so B still ends at 1.02 s, and only then C has the link:
