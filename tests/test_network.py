@@ -465,7 +465,7 @@ def test_on_one_link_taking_completions_together_delays_no_flow_by_more_than_the
 
 
 def kept_shares(capacity, group, tolerance):
-    """Runs flows that start at 0; for each: when it ended, when its share was given to others, its last rate."""
+    """Flows that start at 0, each: when it ended, when others were given its share, and its last rate."""
     network = Fluid(capacity, tolerance)
     network.start(group, "all", 0.0)
     ended, given, rate = np.full((3, len(group.size)), np.nan)
