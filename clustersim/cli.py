@@ -57,10 +57,11 @@ def run(
     default written out), summary.json and trace/*.parquet, and appears whole or not at all.
     """
     from clustersim.errors import ClustersimError, StuckError
-    from clustersim.study.run import load, peers, result_folder, run_scenario, save_failure
+    from clustersim.study.run import load, peers, result_folder, run_scenario, save_failure, wait
 
     scenario = load(file, overrides, seed)
     folder = result_folder(scenario, out)
+    _warn(wait(scenario.network.fidelity), quiet)
     try:
         with _progress(quiet or as_json) as tell:
             result = run_scenario(scenario, str(file), tell)
@@ -160,7 +161,7 @@ def network(case: Path, fidelity: str, chunk: str, tolerance: float, out: Path |
     order of flows.csv. Mistakes name the row, counted as lines of the file: the header is row 1.
     """
     from clustersim.errors import ClustersimError
-    from clustersim.study.network import check_out, replay_case, summary
+    from clustersim.study.network import check_out, replay_case, summary, wait
 
     folder = case
     if not case.exists():
@@ -173,6 +174,7 @@ def network(case: Path, fidelity: str, chunk: str, tolerance: float, out: Path |
         raise ClustersimError("--out - and --json: both want standard output; give --out a file")
     if out is not None and not to_stdout:
         check_out(out, folder)
+    _warn(wait(fidelity))
     result = replay_case(folder, fidelity, chunk, tolerance)
     if out is not None and to_stdout:
         _print(result.csv().decode())
@@ -310,6 +312,12 @@ def _status(arguments: list[str] | None) -> int:
     except Exception:
         traceback.print_exc()
         return _say("internal error: this is a fault of clustersim, please report it", 1)
+
+
+def _warn(sentence: str, quiet: bool = False) -> None:
+    """Says on standard error what one may wonder about."""
+    if sentence and not quiet:
+        click.echo(sentence, err=True)
 
 
 def _say(text: str, status: int) -> int:

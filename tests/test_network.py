@@ -1,11 +1,16 @@
 """Laws of every network model, numbers of the fluid one, and its judges: a slow loop and the chunks."""
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustersim.errors import ClustersimError
+from clustersim.physics import fidelity
 from clustersim.physics.fidelity import NETWORKS, build
 from clustersim.physics.fluid import Fluid
 from clustersim.physics.maxmin import max_min_rates
@@ -645,3 +650,33 @@ def test_a_chunk_is_stored_before_it_is_forwarded():
     # Two links of 10 B/s, two chunks of 10 B: the last is through the first link at 2 s, the second at 3 s.
     times = finish_times(build("chunked", np.full(2, 10.0), 10.0), [(0.0, "a", flows([20], [[0, 1]]))])
     assert times["a"] == pytest.approx([3.0])
+
+
+# What the first run waits for
+
+
+def test_who_waits_for_the_first_flows_is_told_why(monkeypatch, tmp_path):
+    kept = SimpleNamespace(stats=SimpleNamespace(cache_path=str(tmp_path)))
+    monkeypatch.setattr(fidelity.sharing, "advance", kept)
+    monkeypatch.setattr(fidelity, "COMPILES", True)
+    assert "compiled, once" in fidelity.wait("fluid")
+    (tmp_path / "sharing.advance-1.py311.nbi").touch()
+    assert fidelity.wait("fluid") == ""
+    monkeypatch.setattr(fidelity, "COMPILES", False)
+    assert "numba cannot be imported" in fidelity.wait("fluid")
+    assert fidelity.wait("port_bound") == fidelity.wait("chunked") == ""
+
+
+def test_without_numba_everything_is_there_but_slow():
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "import numpy as np\n"
+        "from clustersim.physics.fidelity import build\n"
+        "from clustersim.physics.network import Flows\n"
+        "network = build('fluid', np.array([100.0]), 1.0)\n"
+        "one = np.ones(1)\n"
+        "network.start(Flows(100 * one, one, np.zeros((1, 1), dtype=np.int32), 0 * one), 'a', 0.0)\n"
+        "print(type(network).__name__, network.next_finish())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["PlainFluid", "1.0"]

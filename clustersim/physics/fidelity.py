@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from clustersim.errors import pick
+from clustersim.physics import sharing
 from clustersim.physics.chunked import USUAL, Chunked, Queues
 from clustersim.physics.fluid import Fluid
 from clustersim.physics.kernel import COMPILES
@@ -41,6 +44,19 @@ def build(
     """
     make = pick(NETWORKS, fidelity, where="network.fidelity")
     return make(bandwidth, Detail(chunk, queues, tolerance))
+
+
+def wait(fidelity: str) -> str:
+    """Why the first flows may take longer than usual, as a sentence; "" where they do not."""
+    if fidelity != "fluid":
+        return ""
+    if not COMPILES:
+        return "numba cannot be imported: the network runs in plain numpy, the same but slowly."
+    kept: Any = sharing.advance
+    place = kept.stats.cache_path
+    if place is not None and any(Path(place).glob("sharing.advance-*.nbi")):
+        return ""
+    return "The network model is being compiled, once for this computer: some seconds."
 
 
 def depths(network: Network, end: float) -> tuple[np.ndarray, np.ndarray]:

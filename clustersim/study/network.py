@@ -11,6 +11,7 @@ import numpy as np
 
 from clustersim.errors import ClustersimError
 from clustersim.physics.fidelity import build
+from clustersim.physics.fidelity import wait as wait
 from clustersim.physics.kernel import COMPILES
 from clustersim.physics.replay import Traffic, replay, replay_fluid
 from clustersim.study.traffic import Case, read_case

@@ -12,6 +12,7 @@ from clustersim.analysis.summary import summarize
 from clustersim.engine.faults import link_faults
 from clustersim.engine.simulation import simulate
 from clustersim.errors import ClustersimError, Mistake, ScenarioError, StuckError
+from clustersim.physics.fidelity import wait as wait
 from clustersim.plan.layout import Layout, lay_out
 from clustersim.plan.memory import does_not_fit, slots_of
 from clustersim.spec.reading import gpu_of, read_scenario
