@@ -72,6 +72,9 @@ def _wrong_unit(text: str, unit: str, dimension: str) -> str:
     return f'"{text}": unknown {dimension} unit "{unit}"{near}; such as "{EXAMPLES[dimension]}"'
 
 
+#: Less than this of the smallest unit is roundoff to people.
+_NOTHING = 1e-6
+
 _SHOWN: dict[str, tuple[tuple[float, str], ...]] = {
     "time": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
     "size": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
@@ -92,6 +95,8 @@ def show(value: float, dimension: str, digits: int = 3) -> str:
         if abs(value) >= factor * 0.9995:
             return f"{float(f'{value / factor:.{digits}g}'):,g} {unit}"
     factor, unit = steps[-1]
+    if abs(value) < factor * _NOTHING:
+        return show(0.0, dimension)
     return f"{value / factor:.{digits}g} {unit}"
 
 

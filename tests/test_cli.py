@@ -13,6 +13,7 @@ import pytest
 
 import clustersim
 from clustersim.cli import _status
+from clustersim.errors import ClustersimError
 from clustersim.spec.reading import read_scenario
 from clustersim.study.run import find, result_folder
 from clustersim.trace.files import read
@@ -317,6 +318,13 @@ def test_a_run_from_python_gives_summary_and_tables_and_writes_nothing(scenario:
     assert len(result.trace["spans"]) > 0
     assert set(result.trace["spans"].describe()) == set(TABLES["spans"])
     assert left_in(tmp_path) == [scenario]
+
+
+def test_what_was_loaded_can_be_run(scenario: str) -> None:
+    loaded = clustersim.load(scenario)
+    assert clustersim.run(loaded).summary["throughput"] == clustersim.run(scenario).summary["throughput"]
+    with pytest.raises(ClustersimError, match="give them to load"):
+        clustersim.run(loaded, seed=3)
 
 
 def test_overrides_may_be_texts_or_a_mapping(scenario: str) -> None:

@@ -861,3 +861,11 @@ def test_auto_takes_what_these_groups_can_do(kind: str, place: str) -> None:
 def test_switches_do_not_add_up_where_there_are_none() -> None:
     with pytest.raises(ClustersimError, match=r'"in_switch" needs an NVSwitch.* of 2 stands alone'):
         lay_out(tiny(rail_tree(2, 1), deployment=parallel(tp=2, algorithms={"all_reduce": "in_switch"})))
+
+
+@pytest.mark.parametrize("name", ["one_shot", "two_shot"])
+def test_kernels_that_write_over_nvlink_stay_in_one_domain(name: str) -> None:
+    deployment = parallel(tp=4, algorithms={"all_reduce": name})
+    lay_out(tiny(single_server(4), deployment=deployment))
+    with pytest.raises(ClustersimError, match=rf'"{name}" writes into the memory.* group of 4 reaches over'):
+        lay_out(tiny(rail_tree(2, 2), deployment=deployment))

@@ -222,3 +222,17 @@ def test_a_run_sends_fewer_bytes_over_the_network_when_tokens_cross_it_once() ->
     # Four different experts of eight, four of them there: all four are here with chance 1 / 70, and of
     # four choices two lie there in the mean.
     assert carried("hierarchical") / carried("pairwise") == approx((1 - 1 / 70) / 2, rel=0.05)
+
+
+def test_even_load_says_nothing_about_which_experts_a_token_takes_together() -> None:
+    # 8 experts in two domains of 4, top-2: both in the same one with 2 * C(4, 2) / C(8, 2) = 12 / 28.
+    scenario = tiny(
+        rail_tree(2, 2),
+        deployment=parallel(dp=4, algorithms={"all_to_all": "hierarchical"}),
+        model={"experts": 8, "top_k": 2},
+        workload={"sequences": 4, "phase": "prefill", "prompt_tokens": 4000},
+    )
+    found = next(op for op in lowered(scenario).operators if op.name == "dispatch").exchange
+    assert found is not None and found.distinct is not None
+    tokens = found.size.sum() / 2
+    assert found.distinct.sum() == approx(tokens * (1 + 16 / 28), rel=5e-3)

@@ -496,6 +496,23 @@ def test_a_stuck_run_leaves_a_result_that_says_so(tmp_path: Path, capsys: pytest
     assert summary["error"].startswith("StuckError: the run cannot end")
 
 
+def test_a_stuck_run_leaves_an_older_result_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "result"
+    command = [
+        "run",
+        str(WORKLOADS / "large_ep.toml"),
+        "--set",
+        "workload.decode_steps=1",
+        "--out",
+        str(folder),
+    ]
+    assert _status([*command, "--quiet"]) == 0
+    before = (folder / "summary.json").read_bytes()
+    assert _status([*command, "--set", "faults=[{kind='down_link', link='server0/nic0'}]"]) == 3
+    assert (folder / "summary.json").read_bytes() == before and (folder / "trace").is_dir()
+    assert "StuckError" in (tmp_path / "result-failed" / "summary.json").read_text("utf-8")
+
+
 # ---- nothing is lost ----------------------------------------------------------------------------
 
 

@@ -241,9 +241,12 @@ def _chosen(exchange: Exchange, kinds: Sequence[Alike], costs: Measured | None) 
     """What "auto" takes: one algorithm for all groups, by the most scattered and its largest exchange."""
     widest = max(kinds, key=lambda kind: kind.group.domains)
     size = nominal_size(exchange.kind, exchange.size[widest.rows])
-    switched = all(kind.shape.in_switch for kind in kinds)
-    table = COLLECTIVES[exchange.kind].items()
-    among = [name for name, entry in table if switched or entry.needs == "anything"]
+    can = {
+        "anything": True,
+        "switches": all(kind.shape.in_switch for kind in kinds),
+        "domain": widest.group.domains == 1,
+    }
+    among = [name for name, entry in COLLECTIVES[exchange.kind].items() if can[entry.needs]]
     if costs is None:
         return quickest(exchange.kind, widest.shape, float(size.max()), among)
     return chosen(costs, exchange, widest.shape, float(size.max()), among)

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
 
+import numpy as np
+
 from clustersim.physics import expert_exchange
 from clustersim.physics.expert_exchange import HEADER, LIBRARY, NORMAL_SMS, Tokens, row_bytes
 from clustersim.physics.startup import WAYS, Costs, Shape, Startup, choose, startup
@@ -20,6 +22,8 @@ from clustersim.spec.model import FORMAT_BYTES
 _KERNELS = "vllm"
 #: Ways of an all-to-all among experts that have kernels of their own; pairwise is NCCL's.
 _EXPERT_WAYS = ("low_latency", "hierarchical", "one_sided")
+#: GPUs of an NVLink domain in the tables of small exchanges that are fitted (nccl_intranode).
+_WIDEST = 8
 #: One-sided kernels write into their peers' memory over NVLink; nobody has measured them across a network.
 _NVLINK_ONLY = ("one_sided",)
 
@@ -56,7 +60,7 @@ def measured(topology: Topology, wanted: str) -> Measured | None:
 
 
 def left_out(topology: Topology, wanted: str) -> str:
-    """Why exchanges cost no more than launch, paths and bandwidth, as a sentence; "" where they do.
+    """What is not known of what exchanges cost here, as a sentence; "" where nothing is missing.
 
     wanted   network.startup of the scenario
     """
@@ -66,6 +70,12 @@ def left_out(topology: Topology, wanted: str) -> str:
     if topology.gpu.architecture is None:
         gpu = topology.gpu.name
         return f"No library's start-up costs are known on a {gpu} (no architecture given): {instead}."
+    widest = int(np.bincount(topology.domain).max())
+    if widest > _WIDEST:
+        return (
+            f"Small exchanges were measured among at most {_WIDEST} GPUs of an NVLink domain; here it has "
+            f"{widest}, and what starting them costs is extrapolated."
+        )
     return ""
 
 

@@ -271,8 +271,8 @@ ALL_REDUCE = {
     "double_binary_tree": Collective(double_binary_tree_all_reduce),
     "hierarchical": Collective(hierarchical_all_reduce),
     "in_switch": Collective(in_switch_all_reduce, needs="switches"),
-    "one_shot": Collective(one_shot_all_reduce),
-    "two_shot": Collective(two_shot_all_reduce),
+    "one_shot": Collective(one_shot_all_reduce, needs="domain"),
+    "two_shot": Collective(two_shot_all_reduce, needs="domain"),
 }
 ALL_GATHER = {
     "ring": Collective(ring_all_gather),

@@ -7,7 +7,6 @@ source's tokens: a token takes `top_k` different experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from math import gcd
 
 import numpy as np
 
@@ -53,21 +52,6 @@ def even(tokens: np.ndarray, share: np.ndarray, top_k: int, rng: Generator) -> n
     whole, left = np.divmod(choices, experts)
     turn = (np.arange(experts) - first[:, None]) % experts
     return np.asarray(whole[:, None] + (turn < left[:, None]))
-
-
-def even_choices(tokens: np.ndarray, share: np.ndarray, top_k: int, rng: Generator) -> Chosen:
-    """The choices behind `even`: a token takes the experts that follow those of the token before."""
-    experts = len(share)
-    choices = tokens.astype(np.int64) * top_k
-    first = np.cumsum(choices) - choices
-    # After so many tokens the turn is where it was, so there are no more different sets than these.
-    period = experts // gcd(experts, top_k)
-    number = np.arange(period)
-    whole, left = np.divmod(tokens.astype(np.int64), period)
-    times = whole[:, None] + (number < left[:, None])
-    begins = (first[:, None] + number * top_k) % experts
-    owners = np.repeat(np.arange(len(tokens)), period)
-    yield owners, (begins.reshape(-1, 1) + np.arange(top_k)) % experts, times.ravel()
 
 
 def drawn(tokens: np.ndarray, share: np.ndarray, top_k: int, rng: Generator) -> np.ndarray:
@@ -171,8 +155,8 @@ def distinct_tokens(
 
 
 GATINGS: dict[str, Skew] = {"even": even, "zipf": drawn}
-#: Skews whose tokens are known one by one, as far as somebody asks.
+#: Skews whose tokens are known one by one, as far as somebody asks. Of even load only the counts are: how
+#: it is dealt out says nothing about which experts a token takes together.
 CHOICES: dict[str, Callable[[np.ndarray, np.ndarray, int, Generator], Chosen]] = {
-    "even": even_choices,
     "zipf": drawn_choices,
 }

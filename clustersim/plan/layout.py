@@ -101,9 +101,11 @@ _ANYWHERE = f"ring, double_binary_tree, hierarchical and {AUTO} work anywhere"
 def _check_switches(deployment: Deployment, groups: Groups, topology: Topology) -> None:
     """Raises ClustersimError where switches are to add up what members of other domains send."""
     name = deployment.algorithms.all_reduce
-    if name == AUTO or COLLECTIVES["all_reduce"][name].needs == "anything":
+    needs = "anything" if name == AUTO else COLLECTIVES["all_reduce"][name].needs
+    if needs == "anything" or deployment.tensor_parallel == 1:
         return
-    if deployment.tensor_parallel == 1:
+    if needs == "domain":
+        _check_one_domain(name, groups, topology)
         return
     kinds = set(dict(topology.graph.nodes(data="kind")).values())
     members = topology.domain[groups.tp.reshape(-1, groups.tp.shape[-1])]
@@ -118,6 +120,15 @@ def _check_switches(deployment: Deployment, groups: Groups, topology: Topology) 
         raise ClustersimError(
             f'deployment.algorithms.all_reduce: "{name}" needs an NVSwitch between ranks, but a rank of a TP '
             f"group of {deployment.tensor_parallel} {lacks}; {_ANYWHERE}"
+        )
+
+
+def _check_one_domain(name: str, groups: Groups, topology: Topology) -> None:
+    domain = topology.domain[groups.tp.reshape(-1, groups.tp.shape[-1])]
+    if (domain != domain[:, :1]).any():
+        raise ClustersimError(
+            f'deployment.algorithms.all_reduce: "{name}" writes into the memory of peers over NVLink, but a '
+            f"TP group of {domain.shape[1]} reaches over several NVLink domains; {_ANYWHERE}"
         )
 
 

@@ -251,17 +251,20 @@ class _Lowering:
         self, name: str, tokens: np.ndarray, distinct: np.ndarray | None, back: bool = False, **work: Any
     ) -> None:
         # With one member there is nothing to send, but its queue still receives.
-        width = float(self.model.hidden * self.width)
+        m = self.model
+        sent_as = (
+            max(m.format, self.d.experts.combine_format, key=FORMAT_BYTES.__getitem__) if back else m.format
+        )
+        width = float(m.hidden * FORMAT_BYTES[sent_as])
         once = None if distinct is None else distinct * width
         size = tokens.astype(float) * width
-        m = self.model
         exchange = Exchange(
             "all_to_all",
             self.layout.groups.ep[self.stage],
             size,
             once,
             back,
-            copies=Copies(m.hidden, m.format, m.top_k, self.layout.copies.shape[1]),
+            copies=Copies(m.hidden, sent_as, m.top_k, self.layout.copies.shape[1]),
         )
         self.add(name, exchange=exchange, **work)
 

@@ -113,7 +113,8 @@ class Collective:
     rounds        (group, sizes) → rounds
     meets         all: nothing is sent before every member is there; each: a member sends when it is
                   there, and is done when its own senders and receivers are
-    needs         anything, or a switch in every NVLink domain that adds up what its members send
+    needs         anything; switches: one in every NVLink domain that adds up what its members send;
+                  domain: that all members are in one
     deduplicated  (group, sizes, distinct) → rounds where it is known how many bytes are distinct per
                   target domain; None where an algorithm has no use for it
     last_hop      group → int64[n, n] the member that hands on to column what row sends it (row itself:
@@ -122,7 +123,7 @@ class Collective:
 
     rounds: Rounds
     meets: Literal["all", "each"] = "all"
-    needs: Literal["anything", "switches"] = "anything"
+    needs: Literal["anything", "switches", "domain"] = "anything"
     deduplicated: Callable[[Group, np.ndarray, np.ndarray], list[Round]] | None = None
     last_hop: Callable[[Group], np.ndarray] | None = None
 

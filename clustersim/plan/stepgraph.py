@@ -163,7 +163,9 @@ def _check_exchange(op: Operator, graph: StepGraph) -> None:
         dispatch = next(o for o in reversed(graph.operators) if _is_dispatch_of(o, op))
         assert dispatch.exchange is not None
         back = exchange.size.transpose(0, 2, 1)
-        assert np.array_equal(dispatch.exchange.size, back), "bytes dispatched are not those combined"
+        # Expert outputs may come back in a wider format: so many times as many bytes, everywhere.
+        wider = back.sum() / max(dispatch.exchange.size.sum(), 1.0)
+        assert np.allclose(dispatch.exchange.size * wider, back), "tokens dispatched are not those combined"
 
 
 def _is_dispatch_of(candidate: Operator, combine: Operator) -> bool:

@@ -274,7 +274,7 @@ def _prices(summary: Summary, console: Console) -> None:
     prices = summary["prices"]
     if not prices:
         return
-    put_title(console, "How durations were found")
+    put_title(console, "How computing was priced")
     put_paragraph(console, "  ", _origins(prices))
 
 

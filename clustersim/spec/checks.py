@@ -41,8 +41,9 @@ Findings: TypeAlias = Iterator[tuple[KeyPath, str]]
 #: Longest span of arrivals, s: a double still resolves 0.1 ns there.
 LONGEST_RUN = 1e6
 
-#: Shortest period of a flapping link, s: the clock still tells it apart at the end of the longest run.
-SHORTEST_PERIOD = 1e-9
+#: Shortest period of a flapping link, s. Hardware takes longer to train a link again, and a run of a
+#: second would have a thousand million faults to work through with a nanosecond.
+SHORTEST_PERIOD = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +257,7 @@ def _check_flapping(fault: Fault, place: KeyPath) -> Findings:
         if fault.period is None:
             yield (*place, "period"), "missing key; flapping_link needs it"
         elif fault.period < SHORTEST_PERIOD:
-            yield (*place, "period"), f"must be at least {SHORTEST_PERIOD * 1e9:g} ns"
+            yield (*place, "period"), f"must be at least {SHORTEST_PERIOD * 1e6:g} us"
         return
     for name, usual in (("period", None), ("duty", 0.5), ("timing", "regular")):
         if getattr(fault, name) != usual:
@@ -307,6 +308,8 @@ def check_network(network: Network) -> Findings:
     """A chunk holds at least something, and a bounded queue two chunks."""
     if network.chunk < 1:
         yield ("network", "chunk"), "must be at least one byte"
+    if network.tolerance and network.fidelity != "fluid":
+        yield ("network", "tolerance"), f'is of fidelity "fluid", not of "{network.fidelity}"'
     if network.buffer and network.queueing == "fair":
         yield ("network", "buffer"), 'bounds the queues of queueing "fifo"; under "fair" the window does'
     if 0 < network.buffer < 2 * network.chunk:

@@ -20,6 +20,8 @@ class Experts(Value):
     copy_choice  which copy serves a token: round_robin over all, or local_first (same rank, else
                  same server, else all)
     service      grouped: one grouped product over what is served; by_expert: one product per expert
+    combine_format  number format in which expert outputs come back, if it is no narrower than the
+                    model's: libraries that dispatch fp8 combine bf16
     start        all_arrived: when every sender's tokens are there; expert_complete: as soon as all
                  tokens of one expert are (by_expert only)
     """
@@ -28,6 +30,7 @@ class Experts(Value):
     per_gpu: Annotated[int, Field(ge=0)] = 0
     slots: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] = ()
     copy_choice: Literal["round_robin", "local_first"] = "round_robin"
+    combine_format: Literal["bf16", "fp8"] = "bf16"
     service: Literal["grouped", "by_expert"] = "grouped"
     start: Literal["all_arrived", "expert_complete"] = "all_arrived"
 
@@ -45,8 +48,9 @@ class Algorithms(Value):
     (which library moves tokens to experts, how stages hand over) is not left to `auto` by default.
 
     all_reduce      ring; double_binary_tree; hierarchical: in the NVLink domains, then along the
-                    rails; in_switch: added up by the NVSwitch (one NVLink domain only); one_shot:
-                    everything to everybody; two_shot: a part to each and its sum back to all
+                    rails; in_switch: added up by the NVSwitch of every domain, and along the
+                    rails between domains; one_shot: everything to everybody; two_shot: a part to
+                    each and its sum back to all (both in one NVLink domain only)
     all_gather      ring, direct, or hierarchical: along the rails, then in the NVLink domains
     reduce_scatter  ring, direct, or hierarchical: in the NVLink domains, then along the rails
     broadcast       ring, binary_tree or direct; no operator needs one so far

@@ -7,15 +7,27 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from clustersim.errors import UnitError
-from clustersim.units import EXAMPLES, exact, parse
+from clustersim.units import EXAMPLES, exact, parse, show
+
+#: Beyond what can be meant, in SI units: so that no sum of a run leaves what a float can tell apart.
+MOST = {"time": 1e9, "size": 1e21, "bandwidth": 1e18, "flop rate": 1e24}
+#: Slower than any link, bytes/s; 0 is for what is not there.
+LEAST_BANDWIDTH = 1.0
 
 
 def _quantity(dimension: str) -> Any:
     def read(value: object) -> float:
         try:
-            return parse(value, dimension)
+            found = parse(value, dimension)
         except UnitError as error:
             raise ValueError(str(error)) from None
+        if found > MOST[dimension]:
+            raise ValueError(
+                f'"{value}" is too much; at most {show(MOST[dimension], dimension)} can be meant'
+            )
+        if dimension == "bandwidth" and 0 < found < LEAST_BANDWIDTH:
+            raise ValueError(f'"{value}" is too little; a link has at least 1 B/s')
+        return found
 
     return (
         BeforeValidator(read),

@@ -162,16 +162,16 @@ def run_scenario(scenario: Scenario, shown: str = "", tell: Tell = lambda done, 
 
 
 def run(
-    path: str | Path,
+    path: str | Path | Scenario,
     overrides: str | Sequence[str] | Mapping[str, object] = (),
     *,
     seed: int | None = None,
     out: str | Path | None = None,
     tell: Tell = lambda done, all_: None,
 ) -> Result:
-    """Runs a scenario file.
+    """Runs a scenario: a file, or what `load` made of one.
 
-    overrides  one or several "key.path=value" texts, or a mapping of key paths to values
+    overrides  of a file: one or several "key.path=value" texts, or a mapping of key paths to values
     seed       replaces the scenario's seed
     out        result folder to write; by default nothing is written
     Returns    Result with .summary and .trace
@@ -181,7 +181,12 @@ def run(
         overrides = [f"{key}={toml_value(value)}" for key, value in overrides.items()]
     elif isinstance(overrides, str):
         overrides = [overrides]
-    scenario = load(path, overrides, seed)
+    if isinstance(path, Scenario):
+        if overrides or seed is not None:
+            raise ClustersimError("overrides and seed are for a file: give them to load")
+        scenario, path = path, path.name
+    else:
+        scenario = load(path, overrides, seed)
     result = run_scenario(scenario, str(path), tell)
     if out is not None:
         result.save(out)
@@ -199,7 +204,9 @@ def result_folder(scenario: Scenario, out: Path | None = None) -> Path:
 
 
 def save_failure(scenario: Scenario, folder: Path, error: BaseException) -> None:
-    """Leaves a result folder that says why there is no result."""
+    """Leaves a result folder that says why there is no result; an older result there stays what it is."""
+    if (folder / "trace").exists():
+        folder = folder.with_name(f"{folder.name}-failed")
     about = {"name": scenario.name, "seed": scenario.seed, "error": f"{type(error).__name__}: {error}"}
     write_result(folder, to_toml(scenario), about, None)
 
