@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from clustersim.analysis.schema import schema_page
 from clustersim.cli import cli
 from clustersim.plan.parameters import active_parameters, total_parameters
-from clustersim.report.validation import boundary_sentence, rows_sentence
+from clustersim.report.validation import boundary_sentence, fitted_share, rows_sentence
 from clustersim.spec.hardware import Gpu, Server
 from clustersim.spec.model import Model
 from clustersim.spec.quantities import Value
@@ -266,7 +266,16 @@ def validation_page() -> str:
         "`clustersim/catalogue/network.toml`, the measurements in `clustersim/catalogue/measured/`.\n",
         "![predicted against measured](validation-network.svg)\n",
         "## By file\n",
-        _table(("file", "ruled by", *_ERRORS, "goal"), list(_judged_rows(found))),
+        "`fitted` is the share of times that the fit has seen: their errors say how well few parameters\n"
+        "describe many rows. What a forecast is worth is said by the next table.\n",
+        _table(("file", "ruled by", *_ERRORS, "fitted", "goal"), list(_judged_rows(found))),
+        "## Leave one file out\n",
+        "The fit is done again without the file: its errors with and without it, and by how much the\n"
+        "predictions of all other files move.\n",
+        _table(
+            ("file", "median", "p90", "median without it", "p90 without it", "others move, median", "p90"),
+            [_left_out_row(one) for one in found["leave_one_out"]],
+        ),
     ]
     for file in found["files"]:
         classes = [(one["kind"], one["ruled"], one["gpus"], *_errors(one)) for one in file["classes"]]
@@ -275,13 +284,6 @@ def validation_page() -> str:
         parts += ["", _table(("kind", "ruled by", "GPUs", *_ERRORS), classes)]
         parts.append(_table(_EXAMPLE, [_example_row(one) for one in file["examples"]]))
     parts += [
-        "## Leave one file out\n",
-        "The fit is done again without the file: its errors with and without it, and by how much the\n"
-        "predictions of all other files move.\n",
-        _table(
-            ("file", "median", "p90", "median without it", "p90 without it", "others move, median", "p90"),
-            [_left_out_row(one) for one in found["leave_one_out"]],
-        ),
         "## Foretold by fits that have not seen them\n",
         _table(("expert exchange", *_ERRORS, "goal"), [_foretold_row(one) for one in found["foretold"]]),
     ]
@@ -302,7 +304,8 @@ def _judged_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for file in found["files"]:
         for one in file["judged"]:
             met = "met" if one["met"] else f"missed: {one['why_missed']}"
-            yield file["file"], one["ruled"], *_errors(one), met if one["rows"] else ""
+            fitted = f"{fitted_share(file):.0%}"
+            yield file["file"], one["ruled"], *_errors(one), fitted, met if one["rows"] else ""
 
 
 def _example_row(one: Mapping[str, Any]) -> tuple[str, ...]:

@@ -26,11 +26,11 @@ def show_validation(found: Found, console: Console) -> None:
     put_line(console, "network: predicted against measured", "bold")
     put_paragraph(console, "  ", boundary_sentence(found))
     _judged(found, console)
+    _left_out(found, console)
     for file in found["files"]:
         _classes(file, console)
     for file in found["files"]:
         _examples(file, console)
-    _left_out(found, console)
     _foretold(found, console)
     _influences(found, console)
     put_line(console, "")
@@ -62,12 +62,19 @@ _ERRORS = ("rows", "median", "p90", "ratio")
 
 def _judged(found: Found, console: Console) -> None:
     rows = [
-        [file["file"], Text(one["ruled"]), *_errors(one), Text(_verdict(one))]
+        [file["file"], Text(one["ruled"]), *_errors(one), said_share(fitted_share(file)), Text(_verdict(one))]
         for file in found["files"]
         for one in file["judged"]
         if one["rows"]
     ]
-    put_section(console, "By file: absolute relative error, predicted / measured", ("", *_ERRORS, ""), rows)
+    put_section(
+        console, "By file: absolute relative error, predicted / measured", ("", *_ERRORS, "fitted", ""), rows
+    )
+
+
+def fitted_share(file: Found) -> float:
+    """Share of a file's predicted times that the fit has seen: the errors of these are no forecast."""
+    return float(file["fitted"] / max(file["predicted"]["rows"], 1))
 
 
 def _verdict(one: Found) -> str:
