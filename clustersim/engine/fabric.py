@@ -45,7 +45,7 @@ class Meeting:
         self.ends = [np.full(len(r.source), np.nan) for r in routed.rounds]
         self.starts = [np.full(len(r.source), np.nan) for r in routed.rounds]
         self._fabric = fabric
-        self._pending = [r.pending.copy() for r in routed.rounds]
+        self._pending = [r.pending.tolist() for r in routed.rounds]
         self._round = [-1] * members
         self._missing = [routed.members] * (members // routed.members)
         self._events: list[simpy.Event | None] = [None] * members
@@ -115,8 +115,8 @@ class Meeting:
         pending = self._pending[at]
         if len(positions) < _FEW:
             touched: set[int] = set()
-            for p in positions.tolist():
-                source, target = int(one_round.source[p]), int(one_round.target[p])
+            senders, receivers = one_round.source[positions].tolist(), one_round.target[positions].tolist()
+            for source, target in zip(senders, receivers, strict=True):
                 pending[source] -= 1
                 pending[target] -= 1
                 touched.update((source, target))
@@ -126,11 +126,12 @@ class Meeting:
         else:
             ends = np.concatenate([one_round.source[positions], one_round.target[positions]])
             counts = np.bincount(ends, minlength=len(pending))
-            pending -= counts
             if self.routed.meets == "each":
                 for p in positions.tolist():
                     self.released[int(one_round.target[p])] = int(one_round.source[p])
             ordered = np.flatnonzero(counts).tolist()
+            for member, count in zip(ordered, counts[ordered].tolist(), strict=True):
+                pending[member] -= count
         if self._news:
             self._tell(ordered)
         self._advance([m for m in ordered if pending[m] == 0 and self._round[m] == at])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clustersim.physics import sharing
-from clustersim.physics.kernel import grown, new_state
+from clustersim.physics.kernel import State, grown, new_state
 from clustersim.physics.network import Finished, Flows
 
 #: Room at the beginning; it doubles when it is short.
@@ -38,7 +38,7 @@ class Fluid:
                    is then the exact one of flows that have up to so much more to send, and rates
                    are shared out less often; 0: exact
         """
-        self._state = new_state(np.asarray(bandwidth, dtype=np.float64), _SLOTS, _HOPS, tolerance)
+        self._hold(new_state(np.asarray(bandwidth, dtype=np.float64), _SLOTS, _HOPS, tolerance))
         self._owner = np.full(_SLOTS, -1)
         self._position = np.zeros(_SLOTS, dtype=np.int64)
         self._starts: dict[int, _Start] = {}
@@ -72,7 +72,7 @@ class Fluid:
     def next_finish(self) -> float:
         if self._due is None:
             self._due = float(sharing.advance(*self._state, self._clock))
-        return self._clock if self._state.totals["done"][0] else self._due
+        return self._clock if self._ended[0] else self._due
 
     def finish(self, now: float) -> Finished:
         self._clock = now
@@ -114,14 +114,21 @@ class Fluid:
         sharing.advance(*self._state, now)
         self._state.totals["now"] = max(now, float(self._state.totals["now"][0]))
 
+    def _hold(self, state: State) -> None:
+        """Keeps the state, and views of what every call looks at: numpy takes its time to find a field."""
+        self._state = state
+        self._ended, self._done_slots = state.totals["done"], state.agenda["done"]
+        self._free, self._free_slots = state.totals["free"], state.agenda["free"]
+
     def _done(self) -> Finished:
-        s = self._state
-        count = int(s.totals["done"][0])
+        count = int(self._ended[0])
         if not count:
             return []
-        slots = s.agenda["done"][:count].copy()
-        s.totals["done"] = 0
+        slots = self._done_slots[:count].copy()
+        self._ended[0] = 0
         self._release(slots)
+        if count == 1:
+            return self._told(slots)
         owner = self._owner[slots]
         if owner[0] == owner[-1] and (owner == owner[0]).all():
             parts = [slots]
@@ -148,10 +155,9 @@ class Fluid:
                 del self._numbers[start.key]
 
     def _release(self, slots: np.ndarray) -> None:
-        s = self._state
-        free = int(s.totals["free"][0])
-        s.agenda["free"][free : free + len(slots)] = slots
-        s.totals["free"] = free + len(slots)
+        free = int(self._free[0])
+        self._free_slots[free : free + len(slots)] = slots
+        self._free[0] = free + len(slots)
 
     def _make_room(self, count: int, hops: int) -> None:
         s = self._state
@@ -160,6 +166,6 @@ class Fluid:
         if count <= free and hops <= width:
             return
         more = slots if count <= free else max(2 * slots, slots + count - free)
-        self._state = grown(s, more, max(hops, width))
+        self._hold(grown(s, more, max(hops, width)))
         self._owner = np.concatenate([self._owner, np.full(more - slots, -1)])
         self._position = np.concatenate([self._position, np.zeros(more - slots, dtype=np.int64)])
