@@ -216,6 +216,14 @@ def test_a_clock_too_coarse_for_a_flow_is_told(case: Path, call: Any) -> None:
     assert "1 flow has a duration below what the clock can tell apart" in call("network", str(case)).out
 
 
+def test_chunks_larger_than_the_flows_are_told(case: Path, call: Any) -> None:
+    put(case, flows=FLOWS.splitlines()[0] + "\n1,0,1,1000,0,,0\n")
+    said = "1 flow has less than one chunk to send"
+    assert said in call("network", str(case), "--fidelity", "chunked").out
+    assert said not in call("network", str(case), "--fidelity", "chunked", "--chunk", "100 B").out
+    assert said not in call("network", str(case)).out
+
+
 def test_the_example_of_the_readme_is_found_from_everywhere(case: Path, call: Any) -> None:
     done = call("network", "workloads/traffic/shared_uplink", "--out", "-")
     # From 2.5 us on 0 sends alone, 5 MB until 1 joins at 102.5 us; the other half takes twice as long.

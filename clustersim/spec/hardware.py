@@ -141,7 +141,8 @@ class RailFatTree(Value):
     planes            parallel networks of leaves and spines; each card has a port of an equal part of its
                       bandwidth in each
     load_balancing    ecmp: a flow takes one of the equal ways, by a hash; spray: its packets are spread
-                      over all of them, and idle ones are preferred (adaptive routing)
+                      over all of them, and idle ones are preferred (adaptive routing): they are one
+                      link of summed bandwidth, so a fault of one of n is a factor n / (n - 1) on it
     """
 
     family: Literal["rail_fat_tree"]
@@ -171,7 +172,8 @@ class FatTree(Value):
     planes            parallel networks of leaves and spines; each card has a port of an equal part of its
                       bandwidth in each
     load_balancing    ecmp: a flow takes one of the equal ways, by a hash; spray: its packets are spread
-                      over all of them, and idle ones are preferred (adaptive routing)
+                      over all of them, and idle ones are preferred (adaptive routing): they are one
+                      link of summed bandwidth, so a fault of one of n is a factor n / (n - 1) on it
     """
 
     family: Literal["fat_tree"]
@@ -202,7 +204,8 @@ class Nvl72(Value):
     planes            parallel networks of leaves and spines; each card has a port of an equal part of its
                       bandwidth in each
     load_balancing    ecmp: a flow takes one of the equal ways, by a hash; spray: its packets are spread
-                      over all of them, and idle ones are preferred (adaptive routing)
+                      over all of them, and idle ones are preferred (adaptive routing): they are one
+                      link of summed bandwidth, so a fault of one of n is a factor n / (n - 1) on it
     """
 
     family: Literal["nvl72"]

@@ -186,6 +186,12 @@ def _notes(found: Replay, duration: np.ndarray) -> Iterator[str]:
     empty = int((traffic.links[:, 0] < 0).sum())
     if empty:
         yield f"{_flows(empty)} an empty path and took no time."
+    whole = int((traffic.size < found.model["chunk"]).sum())
+    if found.model["fidelity"] == "chunked" and 2 * whole > len(traffic.size):
+        yield (
+            f"{_flows(whole)} less than one chunk to send, which every link stores before it goes on; "
+            "a smaller --chunk comes nearer to what a network does."
+        )
     moving = duration > 0
     # Each of the two times may be off by an ulp when it is reckoned and by another when it is written.
     coarse = int((4 * np.spacing(found.finish[moving]) > _COARSE * duration[moving]).sum())
