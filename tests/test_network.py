@@ -515,6 +515,14 @@ def test_a_flow_that_ended_keeps_its_share_no_longer_than_the_tolerance_allows()
     assert exact == pytest.approx([1.0, 1 + 2 / 150, 1 + 2 / 150 + (200 - 2) / 300])
 
 
+@pytest.mark.parametrize("model", [Fluid, PlainFluid])
+def test_a_change_that_nobody_feels_makes_nobody_hurry(model):
+    # As above, but a link without flows changes at 0.5 s.
+    start = [(0.0, "all", flows([100, 102, 300], [[0]] * 3))]
+    near = finish_times(model(np.array([300.0, 1.0]), 0.05), start, [(0.5, 1, 2.0)])["all"]
+    assert near == pytest.approx([1.0, 1.02, 1.68])
+
+
 # Flows taken out
 
 

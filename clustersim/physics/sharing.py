@@ -488,7 +488,9 @@ def advance(links, notes, heaps, flows, path, places, work, agenda, gates, follo
         begins = agenda[0].time if totals[0].coming > 0 else np.inf
         ends = heaps[ENDS, heaps[ENDS, 0].entry].rank if totals[0].ending > 0 else np.inf
         time = min(begins, ends)
-        if totals[0].doubted + totals[0].ends > 0 and time > totals[0].due:
+        if totals[0].doubted + totals[0].ends == 0:
+            totals[0].due = np.inf
+        elif time > totals[0].due:
             share_out(links, notes, heaps, flows, path, places, work, totals)
             continue
         if time > until or time == np.inf:
