@@ -11,12 +11,10 @@ import simpy
 from clustersim.engine.outages import Around, Outage, Outages
 from clustersim.physics.exchanges import RoutedExchange, RoutedRound, over_links
 from clustersim.physics.network import Flows, Network
+from clustersim.physics.sharing import DONE
 
 #: Below so many finished flows a plain loop is faster than array operations; both do the same.
 _FEW = 24
-
-#: A flow is done when less is left, bytes.
-_DONE = 0.5
 
 #: Times that a flow leaves links that will return. On links that flap faster than their latency it would
 #: begin for ever; so it stays where it is, and waits.
@@ -301,7 +299,7 @@ class Fabric:
         for link, count, size in _by_link(blame[rows], left):
             outages.of(link).moved += count
             outages.of(link).moved_bytes += size
-        goes_on = left >= _DONE
+        goes_on = left > DONE * sent.flows.size[rows]
         if goes_on.any():
             there = rows[goes_on]
             flows = Flows(left[goes_on], sent.flows.weight[there], path[goes_on], latency[goes_on])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,6 @@ from clustersim.physics.network import Network, PortBound
 from clustersim.physics.plain_fluid import PlainFluid
 
 
-@dataclass(frozen=True, slots=True)
-class Detail:
-    """What the fidelities can be told; each looks at its own.
-
-    chunk      chunked: bytes of a chunk, > 0
-    queues     chunked: how chunks are served
-    tolerance  fluid: for what share of its bytes a flow that has ended may still take bandwidth
-    """
-
-    chunk: float
-    queues: Queues = USUAL
-    tolerance: float = 0.0
-
-
 def build(
     fidelity: str, bandwidth: np.ndarray, chunk: float, queues: Queues = USUAL, tolerance: float = 0.0
 ) -> Network:
@@ -39,11 +24,13 @@ def build(
 
     fidelity   a key of NETWORKS
     bandwidth  float64[K] nominal bytes/s of every link
-    chunk, queues, tolerance  as in Detail
+    chunk      of "chunked": bytes of a chunk, > 0
+    queues     of "chunked": how chunks are served
+    tolerance  of "fluid": for what share of its bytes a flow that has ended may still take bandwidth
     Raises     ClustersimError if there is no such fidelity
     """
     make = pick(NETWORKS, fidelity, where="network.fidelity")
-    return make(bandwidth, Detail(chunk, queues, tolerance))
+    return make(bandwidth, chunk, queues, tolerance)
 
 
 def wait(fidelity: str) -> str:
@@ -73,8 +60,8 @@ def depths(network: Network, end: float) -> tuple[np.ndarray, np.ndarray]:
 #: The same model twice: as machine code, and where there is no numba in plain numpy.
 FLUID = Fluid if COMPILES else PlainFluid
 
-NETWORKS: Mapping[str, Callable[[np.ndarray, Detail], Network]] = {
-    "port_bound": lambda bandwidth, detail: PortBound(bandwidth),
-    "fluid": lambda bandwidth, detail: FLUID(bandwidth, detail.tolerance),
-    "chunked": lambda bandwidth, detail: Chunked(bandwidth, detail.chunk, detail.queues),
+NETWORKS: Mapping[str, Callable[[np.ndarray, float, Queues, float], Network]] = {
+    "port_bound": lambda bandwidth, chunk, queues, tolerance: PortBound(bandwidth),
+    "fluid": lambda bandwidth, chunk, queues, tolerance: FLUID(bandwidth, tolerance),
+    "chunked": lambda bandwidth, chunk, queues, tolerance: Chunked(bandwidth, chunk, queues),
 }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 
 import numpy as np
 
 from clustersim.physics import expert_exchange
 from clustersim.physics.expert_exchange import HEADER, LIBRARY, NORMAL_SMS, Tokens, row_bytes
 from clustersim.physics.startup import WAYS, Costs, Shape, Startup, choose, startup
-from clustersim.plan.stepgraph import Exchange
+from clustersim.plan.stepgraph import Copies, Exchange
 from clustersim.plan.topology import Topology
 from clustersim.spec.costs import read_costs
 from clustersim.spec.expert_costs import ExpertKernel
@@ -118,8 +118,8 @@ def tokens_of(costs: Measured, exchange: Exchange, way: str, size: float) -> Tok
     """
     copies = exchange.copies
     assert copies is not None
-    payload = float(copies.numbers * FORMAT_BYTES[copies.format])
-    row = row_bytes(copies.numbers, copies.format)
+    payload = _payload(copies, exchange.back)
+    row = row_bytes(copies.numbers, copies.sent_as(exchange.back))
     return Tokens(
         count=size / (payload * copies.top_k),
         payload=payload,
@@ -147,5 +147,17 @@ def chosen(costs: Measured, exchange: Exchange, shape: Shape, size: float, among
 
 
 def _there_and_back(costs: Measured, exchange: Exchange, name: str, shape: Shape, size: float) -> float:
-    parts = [startup_of(costs, replace(exchange, back=back), name, shape, size) for back in (False, True)]
-    return sum(part.seconds for part in parts if part is not None)
+    """Seconds of both directions, whichever of them the exchange is; inf where nobody knows them."""
+    copies = exchange.copies
+    assert copies is not None
+    here, seconds = _payload(copies, exchange.back), 0.0
+    for back in (False, True):
+        part = startup_of(
+            costs, replace(exchange, back=back), name, shape, size * _payload(copies, back) / here
+        )
+        seconds += inf if part is None else part.seconds
+    return seconds
+
+
+def _payload(copies: Copies, back: bool) -> float:
+    return float(copies.numbers * FORMAT_BYTES[copies.sent_as(back)])

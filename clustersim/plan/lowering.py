@@ -252,10 +252,9 @@ class _Lowering:
     ) -> None:
         # With one member there is nothing to send, but its queue still receives.
         m = self.model
-        sent_as = (
-            max(m.format, self.d.experts.combine_format, key=FORMAT_BYTES.__getitem__) if back else m.format
-        )
-        width = float(m.hidden * FORMAT_BYTES[sent_as])
+        wider = max(m.format, self.d.experts.combine_format, key=FORMAT_BYTES.__getitem__)
+        copies = Copies(m.hidden, m.format, m.top_k, self.layout.copies.shape[1], wider)
+        width = float(m.hidden * FORMAT_BYTES[copies.sent_as(back)])
         once = None if distinct is None else distinct * width
         size = tokens.astype(float) * width
         exchange = Exchange(
@@ -264,7 +263,7 @@ class _Lowering:
             size,
             once,
             back,
-            copies=Copies(m.hidden, sent_as, m.top_k, self.layout.copies.shape[1]),
+            copies=copies,
         )
         self.add(name, exchange=exchange, **work)
 

@@ -25,16 +25,22 @@ class Product:
 class Copies:
     """What an all-to-all among experts moves: copies of tokens.
 
-    numbers  in a copy: the hidden dimension
-    format   of a number, a key of spec.model.FORMAT_BYTES
-    top_k    copies of a token
-    experts  places for experts in the layer
+    numbers      in a copy: the hidden dimension
+    format       of a number on the way to the experts, a key of spec.model.FORMAT_BYTES
+    top_k        copies of a token
+    experts      places for experts in the layer
+    back_format  of a number on the way back
     """
 
     numbers: int
     format: str
     top_k: int
     experts: int
+    back_format: str = "bf16"
+
+    def sent_as(self, back: bool) -> str:
+        """The format of one direction."""
+        return self.back_format if back else self.format
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -68,12 +68,17 @@ def read_scenario(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
         raise ScenarioError(str(path), [Mistake("", "is nested too deeply")]) from None
 
 
-def _read(shown: str, overrides: Sequence[str]) -> Scenario:
+def _opened(shown: str) -> tuple[Path, Document, dict[str, Any]]:
+    """A file as the user named it: where it is, what it is called in messages, what it says."""
     main = Path(os.path.abspath(shown)) if "\0" in shown else Path(os.path.realpath(shown))
     try:
-        document, values = read_document(main, shown)
+        return main, *read_document(main, shown)
     except DocumentError as error:
         raise ScenarioError(shown, [Mistake("", error.problem, error.line)]) from None
+
+
+def _read(shown: str, overrides: Sequence[str]) -> Scenario:
+    main, document, values = _opened(shown)
     if "family" in values and "topology" not in values:
         problem = 'is a topology, not a scenario; a scenario names it: topology = "../topologies/mine.toml"'
         raise ScenarioError(shown, [Mistake("", problem)])
@@ -102,11 +107,7 @@ def read_topology(path: str | Path, overrides: Sequence[str] = ()) -> TopologySp
 
 
 def _read_machine(shown: str, overrides: Sequence[str]) -> TopologySpec:
-    main = Path(os.path.abspath(shown)) if "\0" in shown else Path(os.path.realpath(shown))
-    try:
-        document, values = read_document(main, shown)
-    except DocumentError as error:
-        raise ScenarioError(shown, [Mistake("", error.problem, error.line)]) from None
+    main, document, values = _opened(shown)
     resolver = Resolver(main)
     is_scenario = any(key in values for key in ("topology", "extends", "model", "deployment", "workload"))
     root = resolver.scenario(document, values) if is_scenario else resolver.topology(document, values)
