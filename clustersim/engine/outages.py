@@ -11,6 +11,7 @@ from clustersim.errors import StuckError
 from clustersim.physics.exchanges import RoutedExchange, RoutedRound
 from clustersim.physics.network import Flows
 from clustersim.plan.detours import Detours, Ways
+from clustersim.plan.paths import path_latency
 from clustersim.plan.topology import Topology
 
 #: Rounds kept with their detours for exchanges that come again while the same links are down.
@@ -74,8 +75,7 @@ class Outages:
         self._now: dict[int, Outage] = {}
         self._nominal = links.bandwidth
         self._names = [f"{a}->{b}" for a, b in zip(links.source, links.target, strict=True)]
-        # One more entry: link -1 is the padding of a path.
-        self._latency = np.append(links.latency, 0.0)
+        self._latency = links.latency
         self._leaves = np.array([number.get(name, -1) for name in links.source] + [-1])
         self._enters = np.array([number.get(name, -1) for name in links.target] + [-1])
         self._detours = Detours(topology)
@@ -118,7 +118,7 @@ class Outages:
 
     def blame(self, links: np.ndarray, dead: frozenset[int]) -> np.ndarray:
         """int[F]: the first dead link on each path int[F, P], -1 for none."""
-        marked = np.zeros(len(self._latency), dtype=bool)
+        marked = np.zeros(len(self._latency) + 1, dtype=bool)  # the last is the padding of a path
         marked[sorted(dead)] = True
         crossed = marked[links]
         if not crossed.any():
@@ -168,17 +168,12 @@ class Outages:
 
     def _longer(self, routed: RoutedExchange, one_round: RoutedRound, links: np.ndarray) -> np.ndarray:
         """float64[F] s by which flows begin later on other paths int[F, P] than on their own."""
-        before, after = (self.latency(path) for path in (one_round.flows.links, links))
+        before, after = (path_latency(path, self._latency) for path in (one_round.flows.links, links))
         if one_round.together:
             group = one_round.source // routed.members
             before, after = (_farthest(latency, group) for latency in (before, after))
         longer: np.ndarray = one_round.repeat * (after - before)
         return longer
-
-    def latency(self, links: np.ndarray) -> np.ndarray:
-        """float64[F] s, the sum over each path."""
-        total: np.ndarray = self._latency[links].sum(axis=1)
-        return total
 
     def check_hope(
         self, routed: RoutedExchange, one_round: RoutedRound, flows: np.ndarray, links: np.ndarray, what: str

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from clustersim.plan.paths import mix, path_latency
 from clustersim.plan.topology import Topology
 
 Ints = NDArray[np.int64]
 
 #: Ways that are remembered; bounds the memory of runs in which many links fail in turn.
 _MOST_WAYS = 400_000
-
-_64_BITS = (1 << 64) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +65,11 @@ class Detours:
         links = np.full((len(ways), max((len(w) for w in ways if w), default=0)), -1, dtype=np.int32)
         for row, way in zip(links, ways, strict=True):
             row[: len(way or ())] = way or ()
-        return Ways(links, self._latency(links), np.array([way is not None for way in ways], dtype=bool))
-
-    def _latency(self, links: NDArray[np.int32]) -> NDArray[np.float64]:
-        latency = np.append(self._topology.links.latency, 0.0)  # index -1 is the padding
-        total = np.zeros(len(links))
-        for column in links.T:
-            total += latency[column]
-        return total
+        return Ways(
+            links,
+            path_latency(links, self._topology.links.latency),
+            np.array([way is not None for way in ways], dtype=bool),
+        )
 
 
 class _Mesh:
@@ -150,7 +146,7 @@ class _Mesh:
         here, goal = self._gpu[source], self._gpu[target]
         if field[here] < 0:
             return None
-        dice, way = _mix((_mix(source) + target) & _64_BITS), []
+        dice, way = mix(mix(np.array([source], dtype=np.uint64)) + np.uint64(target)), []
         for left in range(field[here] - 1, -1, -1):
             onward = [
                 (head, link)
@@ -159,18 +155,7 @@ class _Mesh:
                 and link not in dead
                 and (through_gpus or head == goal or not self._is_gpu[head])
             ]
-            here, link = onward[dice % len(onward)]
+            here, link = onward[int(dice[0]) % len(onward)]
             way.append(link)
-            dice = _mix(dice)
+            dice = mix(dice)
         return tuple(way)
-
-
-def _mix(value: int) -> int:
-    """A 64-bit hash: one step of SplitMix64.
-
-    Source  Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014.
-    """
-    value = (value + 0x9E3779B97F4A7C15) & _64_BITS
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _64_BITS
-    return value ^ (value >> 31)

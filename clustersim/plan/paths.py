@@ -48,6 +48,20 @@ class PathTable:
     latency: NDArray[np.float64]
 
 
+def path_latency(links: NDArray[np.integer], latency: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds from end to end of paths, float64[F].
+
+    links    int[F, P] link numbers, padded with -1
+    latency  float64[K] s of every link
+    """
+    padded = np.append(latency, 0.0)
+    total = np.zeros(len(links))
+    # Link by link: numpy's own sum over rows rounds differently when the padding is wider.
+    for column in links.T:
+        total += padded[column]
+    return total
+
+
 class Paths:
     """The paths between the GPUs of a topology; each is worked out once and then remembered.
 
@@ -91,22 +105,16 @@ class Paths:
         order = np.argsort(self._keys)
         self._keys = self._keys[order]
         self._links = np.concatenate([_widened(self._links, width), _widened(links, width)])[order]
-        self._latency = np.concatenate([self._latency, self._sum_latency(links)])[order]
-
-    def _sum_latency(self, links: NDArray[np.int32]) -> NDArray[np.float64]:
-        latency = np.append(self._topology.links.latency, 0.0)  # index -1 is the padding
-        total = np.zeros(len(links))
-        # Link by link: numpy's own sum over rows rounds differently when the padding is wider.
-        for column in links.T:
-            total += latency[column]
-        return total
+        self._latency = np.concatenate([self._latency, path_latency(links, self._topology.links.latency)])[
+            order
+        ]
 
     def _steps(self, source: Ints, target: Ints) -> Iterator[_Step]:
         rows = np.arange(source.size)
-        dice = _mix(_mix(source.astype(np.uint64)) + target.astype(np.uint64))
+        dice = mix(mix(source.astype(np.uint64)) + target.astype(np.uint64))
         via = self._relay(source, target)
         yield from self._fabric.leg(rows, source, via, dice)
-        yield from self._fabric.leg(rows, via, target, _mix(dice))
+        yield from self._fabric.leg(rows, via, target, mix(dice))
 
     def _relay(self, source: Ints, target: Ints) -> Ints:
         """The GPU at which a flow leaves its server: another than the source only by the rail rule (PXN).
@@ -178,8 +186,8 @@ class _Fabric:
         yield from _bent(rows, self._exits.near[out], self._exits.far[out])
         at, to = self._exits.vertex[out], self._entries.vertex[into]
         if self._topology.routing == "valiant":
-            stop = self._stop(at, to, _mix(dice ^ _SALT))
-            yield from self._core.walk(rows, at, stop, _mix(dice))
+            stop = self._stop(at, to, mix(dice ^ _SALT))
+            yield from self._core.walk(rows, at, stop, mix(dice))
             at = stop
         yield from self._core.walk(rows, at, to, dice)
         yield from _bent(rows, self._entries.far[into], self._entries.near[into])
@@ -206,7 +214,7 @@ class _Fabric:
             far = self._core.distance(np.full(inside.size, start), inside)
             near = inside[far == far.min()]
             mine = rows[flow == pair]
-            stop[mine] = near[_pick(_mix(dice[mine]), np.full(mine.size, near.size))]
+            stop[mine] = near[_pick(mix(dice[mine]), np.full(mine.size, near.size))]
         return stop
 
     def _by_gpus(self, rows: Ints, source: Ints, target: Ints, dice: Hashes) -> Iterator[_Step]:
@@ -261,7 +269,7 @@ class _Mesh:
     def walk(self, rows: Ints, at: Ints, to: Ints, dice: Hashes) -> Iterator[_Step]:
         """Link by link to `to`; which of several shortest ways is decided anew at every vertex."""
         while (moving := at != to).any():
-            rows, at, to, dice = rows[moving], at[moving], to[moving], _mix(dice[moving])
+            rows, at, to, dice = rows[moving], at[moving], to[moving], mix(dice[moving])
             edge = self._next_edge(at, to, dice)
             yield rows, self._link[edge]
             at = self._head[edge]
@@ -426,7 +434,7 @@ def _pick(dice: Hashes, ways: Ints) -> Ints:
     return (dice % ways.astype(np.uint64)).astype(np.int64)
 
 
-def _mix(value: Hashes) -> Hashes:
+def mix(value: Hashes) -> Hashes:
     """A 64-bit hash of each value: one step of SplitMix64.
 
     Source  Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014.
