@@ -19,7 +19,7 @@ from clustersim.plan.layout import lay_out
 from clustersim.plan.lowering import load_of, lower
 from clustersim.plan.memory import needs
 from clustersim.plan.parameters import active_parameters, total_parameters
-from clustersim.plan.stepgraph import Exchange, Operator, Product, StepGraph, check
+from clustersim.plan.stepgraph import Exchange, Operator, StepGraph, check
 from clustersim.spec.batch import Batch, Piece, batch_of
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.model import Model
@@ -128,8 +128,8 @@ def test_each_token_goes_to_top_k_experts_in_every_layer(deployment: str, model:
     rows = {op.layer: 0 for op in case.graph.operators}
     for op in case.graph.operators:
         if op.name == "expert_gemm_1":
-            assert op.product is not None
-            rows[op.layer] += op.product.rows.sum()
+            assert op.call is not None
+            rows[op.layer] += int(op.call.columns["counts"].sum())
     sharers = case.scenario.deployment.expert_tensor_parallel
     assert all(rows[layer] == tokens * m.top_k * sharers for layer in queued), "all sharers see every token"
 
@@ -231,7 +231,7 @@ def test_no_price_is_below_the_roofline(deployment: str, model: str, batch: str)
     fmt = case.scenario.model.format
     for op in case.graph.operators:
         if op.exchange is None:
-            seconds = price(op, card, fmt)
+            seconds = price(op, card)
             assert (seconds >= op.flop / card.flop_rate[fmt] + card.launch_latency).all()
             assert (seconds >= op.bytes / card.memory_bandwidth + card.launch_latency).all()
             assert (seconds >= card.launch_latency).all()
@@ -344,7 +344,7 @@ def card(**other: Any) -> Gpu:
 
 def seconds(rows: list[list[int]], columns: int, depth: int, on: Gpu) -> list[float]:
     wide = np.full(len(rows), columns)
-    return product_seconds(Product(np.array(rows), wide, depth), on, "bf16").tolist()
+    return product_seconds(np.array(rows), wide, depth, on, "bf16").tolist()
 
 
 def test_a_product_costs_whole_waves_of_tiles() -> None:
@@ -401,7 +401,7 @@ def test_an_expert_with_one_token_is_read_whole_and_one_without_not_at_all() -> 
     # Even gating deals 2 x 2 choices to 4 experts; all from token 0 and 1 of a single GPU.
     case = lowered("one GPU", "mha", "decode", "even")
     gemm = next(op for op in case.graph.operators if op.name == "expert_gemm_1")
-    assert gemm.product is not None and gemm.product.rows.tolist() == [[2, 2, 1, 1]]
+    assert gemm.call is not None and gemm.call.columns["counts"].tolist() == [[2, 2, 1, 1]]
     assert gemm.bytes.tolist() == [2 * (4 * 64 * 128 + 6 * (64 + 128))]
     layout = lay_out(case.scenario)
     model: Model = case.scenario.model

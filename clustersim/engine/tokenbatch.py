@@ -43,16 +43,16 @@ class Prepared:
     programs: tuple[Program, ...]
 
 
-def prepare(graph: StepGraph, layout: Layout, fmt: str) -> Prepared:
+def prepare(graph: StepGraph, layout: Layout) -> Prepared:
     """Prices every operator of a graph and sorts them into the stages' programs."""
-    return Prepared(graph, tuple(_program(graph, s, layout, fmt) for s in range(len(graph.ranks))))
+    return Prepared(graph, tuple(_program(graph, s, layout) for s in range(len(graph.ranks))))
 
 
-def _program(graph: StepGraph, stage: int, layout: Layout, fmt: str) -> Program:
+def _program(graph: StepGraph, stage: int, layout: Layout) -> Program:
     chosen = [i for i, op in enumerate(graph.operators) if op.stage == stage]
     compute = [i for i in chosen if graph.operators[i].stream == "compute"]
     operators = tuple(graph.operators[i] for i in compute)
-    seconds = np.stack([_seconds(op, layout, fmt) for op in operators], axis=1)
+    seconds = np.stack([_seconds(op, layout) for op in operators], axis=1)
     rows: list[list[float | None]] = seconds.tolist()
     for p, op in enumerate(operators):
         if op.exchange is not None:
@@ -70,10 +70,10 @@ def _program(graph: StepGraph, stage: int, layout: Layout, fmt: str) -> Program:
     )
 
 
-def _seconds(op: Operator, layout: Layout, fmt: str) -> np.ndarray:
+def _seconds(op: Operator, layout: Layout) -> np.ndarray:
     if op.exchange is not None:
         return np.zeros(len(op.flop))
-    seconds = price(op, layout.topology.gpu, fmt)
+    seconds = price(op, layout.topology.gpu)
     # Served one by one, an expert without tokens is not launched at all.
     return np.where((op.slot >= 0) & (op.bytes == 0), 0.0, seconds)
 
