@@ -110,9 +110,7 @@ def gemm_shape(c: Columns) -> np.ndarray:
 
 def gemm_size(c: Columns) -> np.ndarray:
     """float64[Q, 1]: log2 of m."""
-    return np.log2(c["m"])[:, None]
+    return np.log2(c["m"][:, None])
 
 
-KERNELS = (
-    Kernel("gemm", ("m", "n", "k"), GemmParameters, gemm_seconds, gemm_least, gemm_shape, gemm_size),
-)
+KERNELS = (Kernel("gemm", ("m", "n", "k"), GemmParameters, gemm_seconds, gemm_least, gemm_shape, gemm_size),)

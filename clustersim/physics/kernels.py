@@ -96,9 +96,15 @@ def basis(kernel: str, gpu: str, relative: str | None, form: str, library: str) 
     of the library before others."""
     there = [key for key in fitted_parameters() if key.kernel == kernel]
     order = (library, *LIBRARIES)
+
+    def place(key: TableKey) -> int:
+        return order.index(key.library) if key.library in order else len(order)
+
     for name in (gpu, relative or BEST_KNOWN, BEST_KNOWN):
         for wanted in (form, *STAND_INS[form]):
             fitting = [key for key in there if key.gpu == name and key.format == wanted]
             if fitting:
-                return min(fitting, key=lambda k: order.index(k.library) if k.library in order else len(order))
+                return min(
+                    fitting, key=lambda k: order.index(k.library) if k.library in order else len(order)
+                )
     return None

@@ -76,9 +76,7 @@ def calls_of(tables: Sequence[Rows]) -> dict[TableKey, Calls]:
             )
             if chosen.any():
                 parts.setdefault(key, []).append(taken(rows, chosen))
-    return {
-        key: _joined(key, parts[key]) for key in sorted(parts) if sum(map(len, parts[key])) >= LEAST_ROWS
-    }
+    return {key: _joined(key, parts[key]) for key in sorted(parts) if sum(map(len, parts[key])) >= LEAST_ROWS}
 
 
 def _keys(rows: Rows) -> list[TableKey]:
@@ -133,7 +131,7 @@ def _log_ratio(kernel: Kernel, gpu: Gpu, calls: Calls, parameters: Mapping[str, 
 def computed(kernel: Kernel, gpu: Gpu, calls: Calls, parameters: Mapping[str, Fitted]) -> np.ndarray:
     """float64[N] s by the formula alone."""
     values = kernel.parameters(**{name: float(one.value) for name, one in parameters.items()})
-    return kernel.seconds(gpu, calls.key.format, values, calls.columns)
+    return np.asarray(kernel.seconds(gpu, calls.key.format, values, calls.columns))
 
 
 def groups_of(kernel: Kernel, calls: Calls) -> np.ndarray:
