@@ -27,6 +27,7 @@ from clustersim.plan.memory import kv_bytes_per_token, needs
 from clustersim.plan.topology import Links
 from clustersim.serving.arrivals import requests
 from clustersim.serving.kvcache import KvPool
+from clustersim.spec.formats import flop_rate_of
 from clustersim.spec.scenario import Scenario
 from clustersim.trace.record import Recorder, Trace
 
@@ -146,7 +147,7 @@ def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, ledger
         server=topology.server,
         stage=np.repeat(np.arange(stages), per_stage),
         shard=np.tile(np.arange(per_stage) // scenario.deployment.tensor_parallel, stages),
-        flop_rate=gpu.flop_rate[scenario.model.format],
+        flop_rate=flop_rate_of(gpu, scenario.model.format),
         memory_bandwidth=gpu.memory_bandwidth,
         memory=gpu.memory,
         flop=ledger.flop,

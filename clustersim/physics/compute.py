@@ -10,6 +10,7 @@ from math import ceil
 import numpy as np
 
 from clustersim.plan.stepgraph import Operator, Product
+from clustersim.spec.formats import flop_rate_of
 from clustersim.spec.hardware import Gpu
 
 #: ways a library may cut the inner dimension when tiles alone leave SMs idle
@@ -22,12 +23,12 @@ LEAST_DEPTH = 64
 def product_seconds(product: Product, gpu: Gpu, fmt: str) -> np.ndarray:
     """Arithmetic time of a (grouped) matrix product on each rank, for the best tile and split.
 
-    fmt      number format, a key of gpu.flop_rate
+    fmt      number format in which the GPU computes
     Returns  float64[R] seconds; the last wave occupies all SMs even when one tile is left
     Source   roofline: Williams, Waterman, Patterson, CACM 52(4), 2009; tiles and waves: NVIDIA's
              "Matrix Multiplication Background User's Guide"
     """
-    rate = gpu.flop_rate[fmt] / gpu.sms
+    rate = flop_rate_of(gpu, fmt) / gpu.sms
     best = np.full(len(product.rows), np.inf)
     for tile in gpu.tiles:
         per_group = -(-product.rows // tile.rows)
@@ -46,7 +47,9 @@ def price(op: Operator, gpu: Gpu, fmt: str) -> np.ndarray:
 
     Returns  float64[R] seconds: the longer of arithmetic and HBM traffic, plus the launch
     """
-    arithmetic = op.flop / gpu.flop_rate[fmt] if op.product is None else product_seconds(op.product, gpu, fmt)
+    arithmetic = (
+        op.flop / flop_rate_of(gpu, fmt) if op.product is None else product_seconds(op.product, gpu, fmt)
+    )
     # Waves of tiles can only cost more than the FLOP themselves; rounding must not undercut that.
-    arithmetic = np.maximum(arithmetic, op.flop / gpu.flop_rate[fmt])
+    arithmetic = np.maximum(arithmetic, op.flop / flop_rate_of(gpu, fmt))
     return np.asarray(np.maximum(arithmetic, op.bytes / gpu.memory_bandwidth) + gpu.launch_latency)
