@@ -108,7 +108,7 @@ class Server(Value):
 
     name              for people
     gpu               each accelerator in the box
-    gpus              how many there are, all joined by NVSwitch, or by what stands for it: xGMI, PCIe switches
+    gpus              how many there are, all joined by NVSwitch or what stands for it (xGMI, PCIe switches)
     nvlink_bandwidth  of one GPU to the switches (or over xGMI or PCIe to all others), bytes/s
     nvlink_latency    GPU to GPU inside the box, s
     nics              network cards; with fewer cards than GPUs, GPU g uses card g * nics // gpus; with
