@@ -10,6 +10,7 @@ import pytest
 from clustersim.cli import _status
 from clustersim.spec.costs import fitted_tables
 from clustersim.spec.hardware import Gpu, Server
+from clustersim.spec.kernel_tables import fitted_parameters
 from clustersim.spec.reading import read_catalogue
 from clustersim.study.catalogue import SECTIONS, entry, listing, said
 from clustersim.study.measured import MEASURED, measured
@@ -64,9 +65,9 @@ def test_every_figure_of_hardware_is_named_by_a_clause_of_its_source(section: st
 
 def test_guesses_are_marked_where_the_source_says_so() -> None:
     guessed = {field["key"] for field in entry("gpus", "h200_sxm")["fields"] if field["guess"]}
-    assert guessed == {"sms", "l2", "boost_clock", "launch_latency", "tiles"}
+    assert guessed == {"sms", "l2", "boost_clock", "launch_latency"}
     fields = {field["key"]: field for field in entry("gpus", "H100-SXM-80GB")["fields"]}
-    assert not fields["memory_bandwidth"]["guess"] and fields["tiles"]["guess"]
+    assert not fields["memory_bandwidth"]["guess"] and not fields["relative"]["guess"]
     assert fields["memory_bandwidth"]["value"] == 3350e9
     assert fields["memory_bandwidth"]["text"] == "3350 GB/s"
     assert "systems/h100_sxm.yaml" in fields["memory_bandwidth"]["origin"]
@@ -95,6 +96,15 @@ def test_measured_tables_are_told_with_rows_gpus_source_and_licence(name: str) -
     assert [one["column"] for one in found["columns"]] == list(measured(name))
     if "gpu" in measured(name):
         assert sum(found["gpus"].values()) == found["rows"]
+
+
+def test_fitted_kernels_are_told_with_parameters_points_and_rows() -> None:
+    fitted = [one for one in listing("calibration")["calibration"] if one["kind"] == "fitted"]
+    assert [one["name"] for one in fitted] == [".".join(key) for key in fitted_parameters()]
+    for one in fitted:
+        found = entry("calibration", one["name"])
+        assert found["points"] > 0 and len(found["fields"]) == one["parameters"]
+        assert {field["key"] for field in found["fields"] if field["guess"]} == set(one["without_rows"])
 
 
 def test_gpus_say_which_measured_rows_they_have() -> None:

@@ -80,7 +80,7 @@ def simulate(
             "operators": ledger.operators,
             "events": _events(env),
             "startup": left_out(layout.topology, scenario.network.startup),
-            "prices": {"measured": 0.0, "interpolated": 0.0, "extrapolated": 0.0, "formula": 1.0},
+            "gpu_model": layout.topology.gpu.name,
         }
     )
 

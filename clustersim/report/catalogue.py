@@ -30,13 +30,20 @@ def show_listing(found: Mapping[str, Sequence[Found]], console: Console) -> None
     """Prints what `study.catalogue.listing` gives."""
     put_line(console, "catalogue", "bold")
     for section, entries in found.items():
-        title, columns, cells = _LISTS[section]
-        put_section(console, title, columns, [[one["name"], *cells(one)] for one in entries])
+        for table in (section, f"fitted {section}"):
+            if table in _LISTS:
+                title, columns, cells = _LISTS[table]
+                rows = [[one["name"], *cells(one)] for one in entries if _table_of(section, one) == table]
+                put_section(console, title, columns, rows)
         for one in entries:
             if one.get("source"):
                 put_paragraph(console, f"  {one['name']}: ", one["source"])
     put_line(console, "")
     put_paragraph(console, "", "`clustersim catalogue SECTION NAME` shows the origin of every number.")
+
+
+def _table_of(section: str, one: Found) -> str:
+    return f"fitted {section}" if one.get("kind") == "fitted" else section
 
 
 def show_entry(found: Found, console: Console) -> None:
@@ -56,6 +63,7 @@ def _summary(found: Found, console: Console) -> None:
         put_paragraph(console, "  ", f"parameters: {_parameters(found['parameters'])}")
     if found["section"] == "gpus":
         put_paragraph(console, "  ", f"computes in {', '.join(found['formats'])}")
+        put_paragraph(console, "  ", f"fitted kernels: {', '.join(found['kernels']) or 'none'}")
         put_paragraph(console, "  ", f"measured rows: {_by_count(found['measured']) or 'none'}")
     guesses = [field["key"] for field in found.get("fields", ()) if field["guess"]]
     if guesses:
@@ -118,8 +126,14 @@ def _gpu(one: Found) -> list[Cell]:
         f"{one['sms']}",
         said_or_dash(lambda power: quantity(power, "power"), one["power"]),
         said_time(one["launch_latency"]),
-        Text(f"as {one['relative']}" if one["relative"] else "its own"),
+        Text(_priced_by(one)),
     ]
+
+
+def _priced_by(one: Found) -> str:
+    own = [f"{len(one['kernels'])} measured"] if one["kernels"] else []
+    relative = [f"as {one['relative']}"] if one["relative"] else []
+    return ", else ".join(own + relative) or "data sheet"
 
 
 def _server(one: Found) -> list[Cell]:
@@ -153,6 +167,10 @@ def _network(one: Found) -> list[Cell]:
         said_or_dash(said_share, one["residual"]),
         Text(", ".join(one["files"])),
     ]
+
+
+def _fitted(one: Found) -> list[Cell]:
+    return [f"{one['points']:,}", *_network(one)]
 
 
 def _calibration(one: Found) -> list[Cell]:
@@ -191,5 +209,10 @@ _LISTS: dict[str, tuple[str, list[str], Callable[[Found], list[Cell]]]] = {
         "Measured tables",
         ["rows", "suspect", "GPUs", "licence", "what"],
         _calibration,
+    ),
+    "fitted calibration": (
+        "Fitted kernels: formulas with parameters, and the measured points laid over them",
+        ["points", "parameters", "guessed", "most rows", "median error", "measured tables"],
+        _fitted,
     ),
 }

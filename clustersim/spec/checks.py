@@ -29,6 +29,7 @@ from clustersim.spec.hardware import (
     TopologySpec,
     VertexByVertex,
 )
+from clustersim.spec.kernel_tables import fitted_parameters
 from clustersim.spec.model import Model
 from clustersim.spec.references import catalogue_entries, not_in_catalogue
 from clustersim.spec.workload import Fault, Network, Workload
@@ -99,6 +100,7 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
     if deployment:
         found += check_ranks(deployment)
         found += check_experts(deployment.experts, deployment)
+        found += check_kernels(deployment.kernels)
     if topology and model:
         found += check_format(model, topology)
     if topology and deployment:
@@ -286,6 +288,17 @@ def check_format(model: Model, topology: TopologySpec) -> Findings:
     gpu = gpu_of(topology)
     if rate_key(model.format) not in gpu.flop_rate:
         yield ("model", "format"), missing_format(gpu, model.format)
+
+
+def check_kernels(kernels: str) -> Findings:
+    """The library must be one whose kernels were measured."""
+    known = dict.fromkeys(["auto", *sorted({key.library for key in fitted_parameters()})])
+    if kernels not in known:
+        yield (
+            ("deployment", "kernels"),
+            f'"{kernels}" is no library with measured kernels{nearest(kernels, known)}; '
+            f"there are {', '.join(known)}",
+        )
 
 
 def check_workload(workload: Workload) -> Findings:

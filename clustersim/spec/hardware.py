@@ -29,17 +29,6 @@ Architecture = Literal["ampere", "hopper", "blackwell"]
 Fabric = Literal["infiniband", "ethernet"]
 
 
-class Tile(Value):
-    """One output tile of a matrix product, that an SM works on at a time; also written [rows, columns].
-
-    rows     of the output
-    columns  of the output
-    """
-
-    rows: Count
-    columns: Count
-
-
 class Gpu(Value):
     """One accelerator as its data sheet describes it.
 
@@ -53,7 +42,6 @@ class Gpu(Value):
     memory            HBM, bytes
     memory_bandwidth  HBM, bytes/s
     sms               streaming multiprocessors (compute units)
-    tiles             output tiles the matrix library may choose from
     launch_latency    the least time any operator takes, s
     l2                last-level cache shared by all SMs, bytes; left out where nobody states it
     power             what the board may draw, W; left out where nobody states it
@@ -71,7 +59,6 @@ class Gpu(Value):
     memory: Size
     memory_bandwidth: Bandwidth
     sms: Count
-    tiles: tuple[Tile, ...] = Field(min_length=1)
     launch_latency: Time
     l2: Size | None = None
     power: Power | None = None
@@ -91,24 +78,13 @@ class Gpu(Value):
         """TOML has no tuples."""
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("tiles", mode="before")
-    @classmethod
-    def _pairs_are_tiles(cls, value: object) -> object:
-        """TOML has no tuples, and `[128, 256]` reads better than a table."""
-        if not isinstance(value, (list, tuple)):
-            return value
-        return tuple(
-            {"rows": pair[0], "columns": pair[1]} if isinstance(pair, list) and len(pair) == 2 else pair
-            for pair in value
-        )
-
 
 class Server(Value):
     """The box with GPUs, NVSwitches and NICs. Bandwidths are one way.
 
     name              for people
     gpu               each accelerator in the box
-    gpus              how many there are, all joined by NVSwitch or what stands for it (xGMI, PCIe switches)
+    gpus              how many there are, joined by NVSwitch or by what stands for it: xGMI, PCIe switches
     nvlink_bandwidth  of one GPU to the switches (or over xGMI or PCIe to all others), bytes/s
     nvlink_latency    GPU to GPU inside the box, s
     nics              network cards; with fewer cards than GPUs, GPU g uses card g * nics // gpus; with

@@ -10,18 +10,20 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from clustersim.errors import ClustersimError, pick
+from clustersim.physics.kernels import KERNELS
 from clustersim.plan.parameters import active_parameters, total_parameters
 from clustersim.spec.costs import fitted_tables
 from clustersim.spec.expert_costs import ExpertKernel
 from clustersim.spec.formats import formats_of
 from clustersim.spec.hardware import Gpu, Server
+from clustersim.spec.kernel_tables import TableKey, fitted_parameters, kernel_table
 from clustersim.spec.library import ARCHITECTURES, FABRICS, FabricCosts, KernelCosts, LibraryCosts
 from clustersim.spec.library import SECTION as COLLECTIVES
 from clustersim.spec.model import Model
 from clustersim.spec.quantities import Value
 from clustersim.spec.reading import read_catalogue
 from clustersim.spec.references import catalogue_entries, catalogue_name, not_in_catalogue
-from clustersim.spec.schema import meanings
+from clustersim.spec.schema import described, meanings
 from clustersim.study.measured import FOLDER, MEASURED, Table, measured
 from clustersim.study.origins import origin_of, remarks
 
@@ -59,7 +61,9 @@ def _gpus() -> list[Page]:
 
 
 def _of_gpu(gpu: Gpu) -> Page:
-    return {**_plain(gpu), "formats": formats_of(gpu), "measured": _rows_by_table().get(gpu.name, {})}
+    own = [".".join(key) for key in fitted_parameters() if key.gpu == gpu.name]
+    rows = _rows_by_table().get(gpu.name, {})
+    return {**_plain(gpu), "formats": formats_of(gpu), "measured": rows, "kernels": own}
 
 
 def _servers() -> list[Page]:
@@ -174,8 +178,13 @@ def _network_named(name: str) -> Page:
     }
     alone = [full for full, (_, group, _) in groups.items() if group == name]
     section, group, costs = pick(groups, alone[0] if len(alone) == 1 else name, "catalogue network")
-    means = meanings(_form_of(section, group))
-    fields = [
+    fields = _fitted_fields(costs, meanings(_form_of(section, group)))
+    return {"section": "network", **_of_group(section, group, costs), "fields": fields}
+
+
+def _fitted_fields(costs: Mapping[str, Mapping[str, Any]], means: Mapping[str, str]) -> list[Page]:
+    """Fitted parameters as fields: value, meaning, and the rows that speak about each."""
+    return [
         {
             "key": key,
             "value": one["value"],
@@ -190,7 +199,6 @@ def _network_named(name: str) -> Page:
         }
         for key, one in costs.items()
     ]
-    return {"section": "network", **_of_group(section, group, costs), "fields": fields}
 
 
 def _form_of(section: str, group: str) -> type[Value]:
@@ -215,8 +223,23 @@ def _calibration() -> list[Page]:
 
 
 def fitted_kernels() -> list[Page]:
-    """The fitted tables of kernels; there are none yet: kernels are priced by data sheets."""
-    return []
+    """The fitted tables of kernels, each of one kernel, GPU, format and library."""
+    return [_of_kernel(key) for key in fitted_parameters()]
+
+
+def _of_kernel(key: TableKey) -> Page:
+    """A formula's parameters and how many measured points are laid over it."""
+    group = _of_group(key.kernel, ".".join(key[1:]), fitted_parameters()[key])
+    points = int(np.count_nonzero(kernel_table(key).far == 0))
+    return {"kind": "fitted", **key._asdict(), **group, "points": points}
+
+
+def _kernel_named(name: str) -> Page:
+    key = TableKey(*name.split("."))
+    form = KERNELS[key.kernel].parameters if key.kernel in KERNELS else None
+    parameters = fitted_parameters()[key]
+    fields = _fitted_fields(parameters, described(form.__doc__ if form else None, parameters))
+    return {"section": "calibration", **_of_kernel(key), "fields": fields}
 
 
 @cache
@@ -224,6 +247,7 @@ def _of_table(name: str) -> Page:
     table = measured(name)
     source, licence = _provenance()[name]
     return {
+        "kind": "measured",
         "name": name,
         "what": MEASURED[name],
         "rows": len(table["source"]),
@@ -263,11 +287,11 @@ def _provenance() -> dict[str, tuple[str, str]]:
 
 
 def _calibration_named(name: str) -> Page:
-    """A measured table: what its columns hold, and which of its rows come from where."""
-    if name not in MEASURED:
-        fitted = {one["name"]: one for one in fitted_kernels()}
-        pick({**MEASURED, **fitted}, name, "catalogue calibration")
-        return {"section": "calibration", **fitted[name]}
+    """A measured table: what its columns hold, and where its rows come from; or a fitted one."""
+    fitted = {".".join(key): "" for key in fitted_parameters()}
+    pick({**MEASURED, **fitted}, name, "catalogue calibration")
+    if name in fitted:
+        return _kernel_named(name)
     table = measured(name)
     return {
         "section": "calibration",
