@@ -113,6 +113,4 @@ def gemm_size(c: Columns) -> np.ndarray:
     return np.log2(c["m"])[:, None]
 
 
-KERNELS = (
-    Kernel("gemm", ("m", "n", "k"), GemmParameters, gemm_seconds, gemm_least, gemm_shape, gemm_size),
-)
+KERNELS = (Kernel("gemm", ("m", "n", "k"), GemmParameters, gemm_seconds, gemm_least, gemm_shape, gemm_size),)

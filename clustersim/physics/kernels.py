@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from clustersim.physics import gemm
+from clustersim.physics import gemm, mla
 from clustersim.physics.calibration import (
     EXTRAPOLATED,
     FORMULA,
@@ -34,7 +34,7 @@ STAND_INS = {
 #: The best measured GPU, for those that name no relative.
 BEST_KNOWN = "h100_sxm"
 
-_MODULES: Sequence[ModuleType] = (gemm,)
+_MODULES: Sequence[ModuleType] = (gemm, mla)
 #: Name → kernel.
 KERNELS: Mapping[str, Kernel] = {k.name: k for module in _MODULES for k in module.KERNELS}
 
@@ -100,5 +100,7 @@ def basis(kernel: str, gpu: str, relative: str | None, form: str, library: str) 
         for wanted in (form, *STAND_INS[form]):
             fitting = [key for key in there if key.gpu == name and key.format == wanted]
             if fitting:
-                return min(fitting, key=lambda k: order.index(k.library) if k.library in order else len(order))
+                return min(
+                    fitting, key=lambda k: order.index(k.library) if k.library in order else len(order)
+                )
     return None

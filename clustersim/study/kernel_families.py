@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from clustersim.study import mla_rows
 from clustersim.study.kernel_rows import Rows
 from clustersim.study.least_squares import Parameter
 from clustersim.study.measured import Table
@@ -17,7 +18,7 @@ from clustersim.study.measured import Table
 Reader = Callable[[Table, str], list[Rows]]
 
 #: Measured table → reader.
-READERS: dict[str, Reader] = {}
+READERS: dict[str, Reader] = {**mla_rows.READERS}
 
 #: Kernel → parameter → where its search begins, and its bounds.
 STARTS: dict[str, Mapping[str, Parameter]] = {
@@ -33,4 +34,5 @@ STARTS: dict[str, Mapping[str, Parameter]] = {
         "throttle": Parameter(0.05, 0.001, 1.0),
         "quantise": Parameter(1.0, 0.1, 10.0),
     },
+    **mla_rows.STARTS,
 }

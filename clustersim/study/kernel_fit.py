@@ -76,9 +76,7 @@ def calls_of(tables: Sequence[Rows]) -> dict[TableKey, Calls]:
             )
             if chosen.any():
                 parts.setdefault(key, []).append(taken(rows, chosen))
-    return {
-        key: _joined(key, parts[key]) for key in sorted(parts) if sum(map(len, parts[key])) >= LEAST_ROWS
-    }
+    return {key: _joined(key, parts[key]) for key in sorted(parts) if sum(map(len, parts[key])) >= LEAST_ROWS}
 
 
 def _keys(rows: Rows) -> list[TableKey]:
