@@ -9,7 +9,7 @@ attend to the rows:
   as key (kv_rank + rope_dim) and as value (its first kv_rank numbers).
 
     kernel = launches + merging + what passes through it for each new token and head + work
-    module = max(host, launches + projections + kernel)
+    module = launches + projections + kernel, or what the host needs to launch them, whichever is longer
 
 Source   DeepSeek-V2, arXiv 2405.04434 (latent attention, absorption); FlashAttention-3, arXiv 2407.08608
          (tiles); roofline: Williams, Waterman, Patterson, CACM 52(4), 2009. The parameters are fitted, see
@@ -89,7 +89,8 @@ class PrefillModuleParameters:
 
     launches    fixed cost of the kernel and all projections, in launches
     projection  share of the data sheet's FLOP/s that the projections reach
-    weights     share of the HBM bandwidth at which weights and activations of the projections pass
+    weights     share of the HBM bandwidth at which the projections' weights are read
+    passes      over the projections' inputs and outputs, in HBM and not hidden: norms, rotary, quantisation
     host        s that the host needs to launch the module, kernel by kernel
     """
 
@@ -100,6 +101,7 @@ class PrefillModuleParameters:
     throttle: float = 0.2
     projection: float = 0.5
     weights: float = 0.7
+    passes: float = 1.0
     host: float = 1e-5
 
 
@@ -109,7 +111,8 @@ class DecodeModuleParameters:
 
     launches    fixed cost of the kernel and all projections, in launches
     projection  share of the data sheet's FLOP/s that the projections reach
-    weights     share of the HBM bandwidth at which weights and activations of the projections pass
+    weights     share of the HBM bandwidth at which the projections' weights are read
+    passes      over the projections' inputs and outputs, in HBM and not hidden: norms, rotary, quantisation
     """
 
     launches: float = 12.0
@@ -119,6 +122,7 @@ class DecodeModuleParameters:
     traffic: float = 0.4
     projection: float = 0.5
     weights: float = 0.7
+    passes: float = 1.0
 
 
 class _Launched(Protocol):
@@ -133,6 +137,8 @@ class _Projecting(Protocol):
     def projection(self) -> float: ...
     @property
     def weights(self) -> float: ...
+    @property
+    def passes(self) -> float: ...
 
 
 def _longer(*parts: np.ndarray) -> np.ndarray:
@@ -278,14 +284,14 @@ def _decode_products(gpu: Gpu, c: Columns) -> tuple[np.ndarray, np.ndarray, np.n
 def _projections(
     gpu: Gpu, p: _Projecting, flop: np.ndarray, weights: np.ndarray, activations: np.ndarray
 ) -> np.ndarray:
-    moved = (weights + activations) / (p.weights * gpu.memory_bandwidth)
-    return _longer(flop / p.projection, moved)
+    products = _longer(flop / p.projection, weights / (p.weights * gpu.memory_bandwidth))
+    return np.asarray(products + p.passes * activations / gpu.memory_bandwidth)
 
 
 def prefill_module_seconds(gpu: Gpu, form: str, p: PrefillModuleParameters, c: Columns) -> np.ndarray:
     """float64[Q] s of the module in prefill; form is the kernel's, weight_bytes says that of the products."""
     device = _projections(gpu, p, *_prefill_products(gpu, c)) + _prefill(gpu, form, p, c)
-    return _longer(device, np.full(len(device), p.host))
+    return np.hypot(device, p.host)
 
 
 def prefill_module_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:

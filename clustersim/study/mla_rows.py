@@ -197,9 +197,10 @@ _DECODE = {
     "traffic": Parameter(0.4, 0.02, 1.0, prior=2.0),
 }
 _PROJECTIONS = {
-    "launches": Parameter(12.0, 1.0, 60.0, prior=5.0),
+    "launches": Parameter(12.0, 1.0, 60.0, prior=3.0),
     "projection": Parameter(0.5, 0.05, 1.0, prior=3.0),
     "weights": Parameter(0.7, 0.1, 1.0, prior=3.0),
+    "passes": Parameter(1.0, 0.01, 10.0, prior=5.0),
 }
 STARTS = {
     "mla_prefill": _PREFILL,
