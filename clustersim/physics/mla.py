@@ -34,6 +34,9 @@ WIDE = 2.0
 TILE = 128.0
 #: KV rows that an SM takes whole before a sequence is split over several. A guess.
 UNSPLIT = 128.0
+#: How merging grows with heads, beside that of MANY_HEADS: less than in proportion, for it is mostly
+#: latency. A guess, by eye from rows of 16 and 128 heads.
+MERGED, MANY_HEADS = 0.15, 64.0
 #: How sharply the longer of arithmetic and KV traffic rules; infinity is the plain maximum. On an H100,
 #: TensorRT-LLM's decode needs about as long for both with 128 heads; only with the two nearly independent
 #: is its arithmetic then at the 660 TFLOP/s which FlashMLA's README states where arithmetic rules.
@@ -50,7 +53,7 @@ class PrefillParameters:
 
     launches    fixed cost, in launches of the least kernel (Gpu.launch_latency)
     merging     cost of each doubling of the context, in launches
-    arithmetic  share of the data sheet's FLOP/s, on whole tiles, before throttling
+    arithmetic  share of `attention_rate`, on whole tiles, before throttling
     traffic     share of the HBM bandwidth at which queries, keys, values and outputs pass
     throttle    by how much power throttling lengthens very long kernels
     """
@@ -68,7 +71,7 @@ class DecodeParameters:
 
     launches    fixed cost, in launches of the least kernel (Gpu.launch_latency)
     merging     cost of each doubling of the context, in launches: parts of a sequence are merged in a tree
-    arithmetic  share of the data sheet's FLOP/s
+    arithmetic  share of `attention_rate`
     memory      share of the HBM bandwidth at which KV rows are read
     traffic     share of the HBM bandwidth at which queries and outputs pass
     resident    KV rows that the L2 still holds since the last call, in s at the HBM bandwidth: a kernel
@@ -77,7 +80,7 @@ class DecodeParameters:
 
     launches: float = 4.0
     merging: float = 0.4
-    arithmetic: float = 0.66
+    arithmetic: float = 0.7
     memory: float = 0.9
     traffic: float = 0.4
     resident: float = 1e-5
@@ -99,9 +102,9 @@ class PrefillModuleParameters:
     arithmetic: float = 0.7
     traffic: float = 0.7
     throttle: float = 0.2
-    projection: float = 0.5
-    weights: float = 0.7
-    passes: float = 1.0
+    projection: float = 0.65
+    weights: float = 0.75
+    passes: float = 1.5
     host: float = 1e-5
 
 
@@ -117,12 +120,12 @@ class DecodeModuleParameters:
 
     launches: float = 12.0
     merging: float = 0.4
-    arithmetic: float = 0.66
+    arithmetic: float = 0.7
     memory: float = 0.9
     traffic: float = 0.4
-    projection: float = 0.5
-    weights: float = 0.7
-    passes: float = 1.0
+    projection: float = 0.65
+    weights: float = 0.75
+    passes: float = 1.5
 
 
 class _Launched(Protocol):
@@ -147,8 +150,17 @@ def _longer(*parts: np.ndarray) -> np.ndarray:
     return np.asarray(longest * sum((part / longest) ** SHARPNESS for part in parts) ** (1 / SHARPNESS))
 
 
+def attention_rate(gpu: Gpu, form: str) -> float:
+    """FLOP/s that attention would reach if nothing held it up: the geometric mean of its format's and bf16's.
+
+    Only the products are faster in a narrow format, softmax and conversions are not. In FlashAttention-3's
+    paper fp8 reaches 1.6 times the FLOP/s of bf16, in TensorRT-LLM's rows 1.1 to 1.7 times.
+    """
+    return float(np.sqrt(flop_rate_of(gpu, form) * flop_rate_of(gpu, "bf16")))
+
+
 def _fixed(gpu: Gpu, p: _Launched, c: Columns) -> np.ndarray:
-    doublings = np.log2(1.0 + _length(c) / UNSPLIT)
+    doublings = np.log2(1.0 + _length(c) / UNSPLIT) * (c["heads"] / MANY_HEADS) ** MERGED
     return np.asarray((p.launches + p.merging * doublings) * gpu.launch_latency)
 
 
@@ -167,7 +179,7 @@ def _prefill_flop(c: Columns, pairs: np.ndarray) -> np.ndarray:
 def _prefill_work(
     gpu: Gpu, form: str, p: PrefillParameters | PrefillModuleParameters, c: Columns
 ) -> np.ndarray:
-    rate = p.arithmetic * flop_rate_of(gpu, form)
+    rate = p.arithmetic * attention_rate(gpu, form)
     # The mask cuts the tiles on its edge in half, yet they are computed whole.
     tiled = _prefill_flop(c, c["pairs"] + c["tokens"] * (TILE / 2))
     # SMs finish their last tile row at different times: on the mean, half of the longest one is lost.
@@ -219,7 +231,7 @@ def _decode(
     gpu: Gpu, form: str, p: DecodeParameters | DecodeModuleParameters, c: Columns, cold: np.ndarray | float
 ) -> np.ndarray:
     read = cold * _decode_rows(c) / (p.memory * gpu.memory_bandwidth)
-    work = _longer(_decode_flop(c) / (p.arithmetic * flop_rate_of(gpu, form)), read)
+    work = _longer(_decode_flop(c) / (p.arithmetic * attention_rate(gpu, form)), read)
     queries = c["tokens"] * c["heads"] * (2.0 * c["kv_rank"] + c["rope_dim"]) * WIDE
     return np.asarray(_fixed(gpu, p, c) + queries / (p.traffic * gpu.memory_bandwidth) + work)
 
@@ -251,7 +263,7 @@ def _shared_projections(c: Columns) -> list[tuple[np.ndarray, np.ndarray, np.nda
     ]
 
 
-def _projection_format(gpu: Gpu, c: Columns) -> np.ndarray:
+def _projection_rate(gpu: Gpu, c: Columns) -> np.ndarray:
     """float64[Q] FLOP/s of products whose weights have weight_bytes."""
     wide = flop_rate_of(gpu, "bf16")
     return np.where(c["weight_bytes"] < WIDE, gpu.flop_rate.get("fp8", wide), wide)
@@ -264,7 +276,7 @@ def _prefill_products(gpu: Gpu, c: Columns) -> tuple[np.ndarray, np.ndarray, np.
     flop = sum(2.0 * m * k * n for m, k, n in products)
     weights = sum(k * n * c["weight_bytes"] for m, k, n in products)
     return (
-        np.asarray(flop / _projection_format(gpu, c)),
+        np.asarray(flop / _projection_rate(gpu, c)),
         np.asarray(weights),
         np.asarray(sum(m * (k + n) * WIDE for m, k, n in products)),
     )
@@ -274,7 +286,7 @@ def _decode_products(gpu: Gpu, c: Columns) -> tuple[np.ndarray, np.ndarray, np.n
     """As of prefill; the expansion of KV is absorbed: bf16 products of each head with its part of it."""
     products = _shared_projections(c)
     absorbed = c["heads"] * c["kv_rank"] * (c["nope_dim"] + c["v_dim"])
-    flop = sum(2.0 * m * k * n for m, k, n in products) / _projection_format(gpu, c)
+    flop = sum(2.0 * m * k * n for m, k, n in products) / _projection_rate(gpu, c)
     flop = flop + 2.0 * c["tokens"] * absorbed / flop_rate_of(gpu, "bf16")
     weights = sum(k * n * c["weight_bytes"] for m, k, n in products) + absorbed * WIDE
     activations = sum(m * (k + n) * WIDE for m, k, n in products)

@@ -181,31 +181,35 @@ def _heads(text: str, row: int) -> float:
     return float(found[1])
 
 
-#: Kernel → parameter → start, bounds, and how far the start is believed where rows say little.
+#: Parameter → start, bounds, and how far it may leave its start where rows say little: with few heads none
+#: of them says how fast arithmetic is, with many none how fast memory is.
 _PREFILL = {
-    "launches": Parameter(4.5, 0.5, 40.0, prior=5.0),
-    "merging": Parameter(0.1, 1e-3, 5.0, prior=10.0),
-    "arithmetic": Parameter(0.65, 0.05, 1.0, prior=3.0),
-    "traffic": Parameter(0.7, 0.05, 1.0, prior=3.0),
-    "throttle": Parameter(0.2, 1e-3, 1.0, prior=5.0),
+    "launches": Parameter(4.5, 0.5, 40.0, prior=3.0),
+    "merging": Parameter(0.1, 1e-3, 5.0, prior=3.0),
+    "arithmetic": Parameter(0.7, 0.05, 1.5, prior=3.0),
+    "traffic": Parameter(0.7, 0.05, 1.0, prior=1.0),
+    "throttle": Parameter(0.2, 1e-3, 1.0, prior=3.0),
 }
 _DECODE = {
-    "launches": Parameter(3.8, 0.5, 40.0, prior=5.0),
-    "merging": Parameter(0.4, 1e-3, 5.0, prior=10.0),
-    "arithmetic": Parameter(0.6, 0.05, 1.0, prior=2.0),
-    "memory": Parameter(0.87, 0.1, 1.0, prior=1.0),
-    "traffic": Parameter(0.4, 0.02, 1.0, prior=2.0),
+    "launches": Parameter(3.8, 0.5, 40.0, prior=3.0),
+    "merging": Parameter(0.4, 1e-3, 5.0, prior=3.0),
+    "arithmetic": Parameter(0.7, 0.05, 1.5, prior=3.0),
+    "memory": Parameter(0.87, 0.1, 1.0, prior=0.5),
+    "traffic": Parameter(0.4, 0.02, 1.0, prior=1.0),
 }
 _PROJECTIONS = {
-    "launches": Parameter(12.0, 1.0, 60.0, prior=3.0),
-    "projection": Parameter(0.5, 0.05, 1.0, prior=3.0),
-    "weights": Parameter(0.7, 0.1, 1.0, prior=3.0),
-    "passes": Parameter(1.0, 0.01, 10.0, prior=5.0),
+    "launches": Parameter(12.0, 1.0, 60.0, prior=10.0),
+    "arithmetic": Parameter(0.7, 0.05, 1.5, prior=1.5),
+    "projection": Parameter(0.65, 0.05, 1.0, prior=0.5),
+    "weights": Parameter(0.75, 0.1, 1.0, prior=0.5),
+    "passes": Parameter(1.5, 0.01, 10.0),
 }
+#: Kernel → its parameters.
 STARTS = {
     "mla_prefill": _PREFILL,
-    "mla_decode": {**_DECODE, "resident": Parameter(1e-5, 1e-7, 1e-4, prior=5.0)},
+    "mla_decode": {**_DECODE, "resident": Parameter(1e-5, 1e-7, 1e-4, prior=3.0)},
     "mla_prefill_module": {**_PREFILL, **_PROJECTIONS, "host": Parameter(3e-4, 1e-6, 2e-3)},
     "mla_decode_module": {**_DECODE, **_PROJECTIONS},
 }
+#: Measured table → reader.
 READERS = {"mla": mla_rows, "infersim_h800_mla": infersim_mla_rows}
