@@ -213,7 +213,9 @@ def prefill_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
     width = FORMAT_BYTES[form]
     per_head = c["tokens"] * c["heads"] * (c["nope_dim"] + c["rope_dim"] + c["v_dim"]) * width
     moved = per_head + c["context"] * (c["kv_rank"] + c["rope_dim"]) * c["kv_bytes"]
-    return np.maximum(_prefill_flop(c, c["pairs"]) / flop_rate_of(gpu, form), moved / gpu.memory_bandwidth)
+    return np.asarray(
+        np.maximum(_prefill_flop(c, c["pairs"]) / flop_rate_of(gpu, form), moved / gpu.memory_bandwidth)
+    )
 
 
 # ---- decode ---------------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ def decode_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
     """float64[Q] s of the data sheet's roofline: latent rows cross HBM once for all heads."""
     per_head = c["tokens"] * c["heads"] * (2.0 * c["kv_rank"] + c["rope_dim"]) * FORMAT_BYTES[form]
     moved = (_decode_rows(c) + per_head) / gpu.memory_bandwidth
-    return np.maximum(_decode_flop(c) / flop_rate_of(gpu, form), moved)
+    return np.asarray(np.maximum(_decode_flop(c) / flop_rate_of(gpu, form), moved))
 
 
 # ---- modules --------------------------------------------------------------------------------------
@@ -303,24 +305,24 @@ def _projections(
 def prefill_module_seconds(gpu: Gpu, form: str, p: PrefillModuleParameters, c: Columns) -> np.ndarray:
     """float64[Q] s of the module in prefill; form is the kernel's, weight_bytes says that of the products."""
     device = _projections(gpu, p, *_prefill_products(gpu, c)) + _prefill(gpu, form, p, c)
-    return np.hypot(device, p.host)
+    return np.asarray(np.hypot(device, p.host))
 
 
 def prefill_module_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
     """float64[Q] s of the data sheet's rooflines of kernel and products, one after the other."""
     flop, weights, _ = _prefill_products(gpu, c)
-    return prefill_least(gpu, form, c) + np.maximum(flop, weights / gpu.memory_bandwidth)
+    return np.asarray(prefill_least(gpu, form, c) + np.maximum(flop, weights / gpu.memory_bandwidth))
 
 
 def decode_module_seconds(gpu: Gpu, form: str, p: DecodeModuleParameters, c: Columns) -> np.ndarray:
     """float64[Q] s of the module in decode; its weights have driven the KV rows out of the L2."""
-    return _projections(gpu, p, *_decode_products(gpu, c)) + _decode(gpu, form, p, c, 1.0)
+    return np.asarray(_projections(gpu, p, *_decode_products(gpu, c)) + _decode(gpu, form, p, c, 1.0))
 
 
 def decode_module_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
     """float64[Q] s of the data sheet's rooflines of kernel and products, one after the other."""
     flop, weights, _ = _decode_products(gpu, c)
-    return decode_least(gpu, form, c) + np.maximum(flop, weights / gpu.memory_bandwidth)
+    return np.asarray(decode_least(gpu, form, c) + np.maximum(flop, weights / gpu.memory_bandwidth))
 
 
 # ---- coordinates ----------------------------------------------------------------------------------
@@ -328,19 +330,21 @@ def decode_module_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
 
 def mla_shape(c: Columns) -> np.ndarray:
     """float64[Q, 1]: log2 of the heads on this rank; latent and head sizes are alike in all models."""
-    return np.log2(np.maximum(c["heads"], 1.0))[:, None]
+    return np.asarray(np.log2(np.maximum(c["heads"], 1.0))[:, None])
 
 
 def prefill_size(c: Columns) -> np.ndarray:
     """float64[Q, 3]: log2 of sequences, of new tokens of each, and of KV tokens for each new one."""
     sequences, tokens = np.maximum(c["sequences"], 1.0), np.maximum(c["tokens"], 1.0)
     earlier = np.maximum(c["context"] / tokens, 1.0)
-    return np.log2(np.stack([sequences, np.maximum(tokens / sequences, 1.0), earlier], axis=1))
+    return np.asarray(np.log2(np.stack([sequences, np.maximum(tokens / sequences, 1.0), earlier], axis=1)))
 
 
 def decode_size(c: Columns) -> np.ndarray:
     """float64[Q, 2]: log2 of sequences and of the KV tokens of each."""
-    return np.log2(np.stack([np.maximum(c["sequences"], 1.0), np.maximum(_length(c), 1.0)], axis=1))
+    return np.asarray(
+        np.log2(np.stack([np.maximum(c["sequences"], 1.0), np.maximum(_length(c), 1.0)], axis=1))
+    )
 
 
 _COLUMNS = (

@@ -6,11 +6,13 @@ All rows are of DeepSeek-V3's attention, on one rank of a tensor-parallel group:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from clustersim.errors import ClustersimError
+from clustersim.spec.kernel_tables import TableKey
 from clustersim.study.kernel_rows import (
     FORMATS,
     Rows,
@@ -39,7 +41,7 @@ _ABSURD = 2.0
 _ABSURD_SAYS = "takes more than twice as long as the same call with twice the tokens"
 
 
-def calls(
+def call_columns(
     phase: str, heads: np.ndarray, batch: np.ndarray, length: np.ndarray, kv_bytes: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Columns of kernel calls for sequences of equal length.
@@ -80,8 +82,8 @@ def mla_rows(table: Table, file: str) -> list[Rows]:
 
 def _rows(table: Table, file: str, phase: str, scope: str, at: np.ndarray) -> Rows:
     library = _libraries(table, at)
-    narrow = _narrow(table, library, at)
-    columns = calls(
+    narrow = _narrow(table, at)
+    columns = call_columns(
         phase,
         whole(table, "num_heads", at),
         whole(table, "batch_size", at),
@@ -116,7 +118,7 @@ def _libraries(table: Table, at: np.ndarray) -> np.ndarray:
     return np.where(own, frameworks, np.array(sources, dtype=str))
 
 
-def _narrow(table: Table, library: np.ndarray, at: np.ndarray) -> np.ndarray:
+def _narrow(table: Table, at: np.ndarray) -> np.ndarray:
     """bool[N] whether KV rows, and with them the attention, are fp8.
 
     Rows of SGLang say fp8, but each KV token costs as much as TensorRT-LLM's in bf16 (0.39 and 0.36 ns
@@ -152,7 +154,7 @@ def infersim_mla_rows(table: Table, file: str) -> list[Rows]:
 def _infersim(table: Table, file: str, phase: str, at: np.ndarray) -> Rows:
     texts = [str(text) for text in column(table, "kernel", at).tolist()]
     narrow = formats(table, "kv_dtype", at) != "bf16"
-    columns = calls(
+    columns = call_columns(
         phase,
         np.array([_heads(text, int(row)) for text, row in zip(texts, at.tolist(), strict=True)]),
         whole(table, "batch_size", at),
@@ -204,12 +206,18 @@ _PROJECTIONS = {
     "weights": Parameter(0.75, 0.1, 1.0, prior=0.5),
     "passes": Parameter(1.5, 0.01, 10.0),
 }
-#: Kernel → its parameters.
-STARTS = {
+_STARTS: dict[str, Mapping[str, Parameter]] = {
     "mla_prefill": _PREFILL,
     "mla_decode": {**_DECODE, "resident": Parameter(1e-5, 1e-7, 1e-4, prior=3.0)},
     "mla_prefill_module": {**_PREFILL, **_PROJECTIONS, "host": Parameter(3e-4, 1e-6, 2e-3)},
     "mla_decode_module": {**_DECODE, **_PROJECTIONS},
 }
+
+
+def _start(key: TableKey) -> Mapping[str, Parameter]:
+    return _STARTS[key.kernel]
+
+
+STARTS: dict[str, Callable[[TableKey], Mapping[str, Parameter]]] = dict.fromkeys(_STARTS, _start)
 #: Measured table → reader.
 READERS = {"mla": mla_rows, "infersim_h800_mla": infersim_mla_rows}
