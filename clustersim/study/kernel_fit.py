@@ -23,7 +23,7 @@ from clustersim.spec.kernel_tables import KernelTable, TableKey, packed
 from clustersim.study.kernel_families import STARTS, measured_rows
 from clustersim.study.kernel_rows import Rows, taken
 from clustersim.study.kriging import Surface, best_surface, left_out, predict
-from clustersim.study.least_squares import Fitted, Parameter, fit, inline
+from clustersim.study.least_squares import FREE, Fitted, Parameter, fit, inline
 
 #: Rows below which a formula's parameters cannot be told apart.
 LEAST_ROWS = 12
@@ -166,10 +166,7 @@ def foretold(found: Fit, gpu: Gpu, start: Mapping[str, Parameter]) -> np.ndarray
     calls = found.calls
     kernel = KERNELS[calls.key.kernel]
     groups = groups_of(kernel, calls)
-    near = {
-        name: replace(start[name], start=min(max(float(one.value), start[name].low), start[name].high))
-        for name, one in found.parameters.items()
-    }
+    near = {name: _near(start[name], float(one.value)) for name, one in found.parameters.items()}
     told = np.empty(len(groups))
     for fold in range(min(FOLDS, groups.max() + 1)):
         without = groups % FOLDS == fold
@@ -179,6 +176,16 @@ def foretold(found: Fit, gpu: Gpu, start: Mapping[str, Parameter]) -> np.ndarray
         known = replace(found.surface, values=values, weights=found.surface.inverse @ values)
         told[without] = (base * np.exp(left_out(known, groups)))[without]
     return np.asarray(np.maximum(told, kernel.least(gpu, calls.key.format, calls.columns)))
+
+
+def _near(start: Parameter, value: float) -> Parameter:
+    """A start for a fit to some of the rows that saves its search.
+
+    A start that holds the fit back stays: it must know nothing about the rows that are to be foretold.
+    """
+    if start.prior < FREE:
+        return start
+    return replace(start, start=min(max(value, start.low), start.high))
 
 
 def table_of(found: Fit) -> KernelTable:
