@@ -1,6 +1,6 @@
 """How long attention takes: MHA and GQA, prompts (chunked or whole) and one new token per sequence.
 
-*Prefill*: the new tokens of every sequence and query head are cut into tiles of TILE rows. A tile walks
+*Prefill*: the new tokens of every sequence and query head are cut into tiles of rows. A tile walks
 along all keys up to its diagonal; per key it costs two matrix products and an exponential. Tiles fill the
 SMs in waves. With a causal mask the last tile of a sequence walks farthest; when it begins late, the GPU
 waits for it.
@@ -9,10 +9,10 @@ waits for it.
 query heads of the group. Items that are too few for the SMs cut their KV into parts, whose results are put
 together in the end. Long KV runs at the speed of HBM, that which the last call left in the L2 faster.
 
-Batches are described by sums over their sequences. Sums of bytes, pairs and tiles are all that long
-prompts and decode ask for; what depends on the longest sequence (the tail of a prefill) is taken from the
-mean KV length over tokens, pairs / tokens, which gives long sequences their weight; the parts of a decode
-step are those of equal sequences.
+Batches are described by sums over their sequences, and sums are what most of the time depends on. Tiles are
+those of sequences of equal length. The longest tile is judged by the mean row of the batch, in which long
+sequences have their weight. The KV of a decode step is cut as if sequences were equal: one that is much
+longer than the others, and that a kernel does not cut finer, is priced too low.
 
 Source   FlashAttention-2 and -3 (arXiv 2307.08691, 2407.08608): tiles, causal masks, exponentials that the
          products do not hide; Flash-Decoding (pytorch.org/blog/flash-decoding): parts of the KV. The
@@ -22,14 +22,18 @@ Source   FlashAttention-2 and -3 (arXiv 2307.08691, 2407.08608): tiles, causal m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from clustersim.physics.calibration import Columns, Kernel
+from clustersim.spec.formats import flop_rate_of
 from clustersim.spec.hardware import Gpu
 
-#: Query rows of a tile, and keys it takes at a time. Source: FlashAttention-3, head dimension 128.
-TILE = 128.0
+#: Keys a tile takes at a time. Source: FlashAttention-3, head dimension 128.
+KEYS = 128.0
+#: Rows of a tile are a multiple of these: those of four warps. Source: mma.m16n8k16, wgmma.m64, PTX ISA.
+WARPS_ROWS = 64
 #: Exponentials per clock of an SM. Source: CUDA C++ Programming Guide, throughput of native arithmetic
 #: instructions, compute capability 8.0 and 9.0; of Blackwell a guess.
 EXPONENTIALS = 16.0
@@ -38,8 +42,11 @@ CLOCK = 1.755e9
 L2 = 50e6
 #: Bytes of an activation that comes from a product or goes into one.
 WIDE = 2.0
-#: How sharply the longest of latency, memory and arithmetic hides the others: exponent of their norm. A guess.
+#: How sharply the longest of latency, memory and arithmetic hides the others.
+#: Exponent of their norm, a guess.
 SHARPNESS = 4.0
+#: Share of the L2 that keeps KV for the next reader. Source: fits of decode on A100, H100 and B200.
+CACHE = 0.8
 #: How sharply reads fall out of the L2 once the KV outgrows it. A guess: LRU keeps nothing of a loop that
 #: is longer than the cache.
 OUTGROWN = 4.0
@@ -49,16 +56,8 @@ PADDED = 16.0
 #: into rows, and those for a narrow KV cache. A convention: other code tells little about a kernel.
 OTHER_CODE = 3.0
 
-ATTENTION_COLUMNS = (
-    "sequences",
-    "tokens",
-    "pairs",
-    "context",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "kv_bytes",
-)
+BATCH = ("sequences", "tokens", "pairs", "context")
+HEADS = ("heads", "kv_heads", "head_dim", "kv_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,7 @@ class PrefillParameters:
               kernel before the attention may rotate them and write them to the cache
     reach     share of the data sheet's FLOP/s that the products alone reach
     softmax   share of the exponentials' time that the products do not hide
+    rows      query rows of a tile, a multiple of 64: what tensor cores of a block of four warps take
     tile      s of a tile beside its keys: prologue, epilogue, first bytes
     waves     share of the last wave that is paid though it is not full; 1: all of it
     longest   share of the way to the end of the longest tile, beyond a mean one, that nothing else fills
@@ -81,9 +81,21 @@ class PrefillParameters:
     traffic: float = 0.75
     reach: float = 0.85
     softmax: float = 0.8
+    rows: float = 128.0
     tile: float = 2e-6
     waves: float = 0.7
     longest: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class MixedParameters(PrefillParameters):
+    """What a library's attention over chunks and new tokens together reaches on one GPU.
+
+    again  bandwidth ÷ that of HBM at which query heads read KV that others of their group have read before
+           them and that the L2 has lost
+    """
+
+    again: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +143,9 @@ def _narrow(gpu: Gpu, c: Columns) -> np.ndarray:
     return np.asarray((c["kv_bytes"] < WIDE) & ("fp8" in gpu.flop_rate))
 
 
-def _flop_rate(gpu: Gpu, c: Columns) -> np.ndarray:
+def _flop_rate(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
     """float64[Q] FLOP/s of the data sheet."""
-    wide = gpu.flop_rate["bf16"]
+    wide = gpu.flop_rate.get("bf16") or flop_rate_of(gpu, form)
     return np.where(_narrow(gpu, c), gpu.flop_rate.get("fp8", wide), wide)
 
 
@@ -147,42 +159,63 @@ def _kv_bytes(c: Columns) -> np.ndarray:
     return np.asarray(2.0 * c["context"] * c["kv_heads"] * c["head_dim"] * c["kv_bytes"])
 
 
-def _or_one(values: np.ndarray) -> np.ndarray:
-    """What may stand below a fraction line or in a logarithm where a rank has no work."""
-    return np.maximum(values, 1.0)
-
-
 def attention_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
     """float64[Q] s of the data sheet's roofline: products, or queries, KV and outputs once over HBM."""
     row = np.where(_narrow(gpu, c), 1.0, WIDE)
     moved = _kv_bytes(c) + 2.0 * row * c["tokens"] * c["heads"] * c["head_dim"]
-    return np.maximum(_flop(c) / _flop_rate(gpu, c), moved / gpu.memory_bandwidth)
+    return np.maximum(_flop(c) / _flop_rate(gpu, form, c), moved / gpu.memory_bandwidth)
 
 
 # ---- prefill --------------------------------------------------------------------------------------
 
 
 def prefill_seconds(gpu: Gpu, form: str, p: PrefillParameters, c: Columns) -> np.ndarray:
-    """float64[Q] s of attention over new tokens; 0 without any."""
-    rows = c["tokens"] / _or_one(c["sequences"])
-    depth = c["pairs"] / _or_one(c["tokens"])
-    mean = depth + np.minimum(rows, TILE) / 2 + TILE / 2
-    # The last row sees half a prompt more than the mean one.
-    longest = np.maximum(depth + rows / 2 + TILE / 2, mean)
-    key = TILE * _pair_seconds(gpu, p, c) * gpu.sms
-    full = c["sequences"] * c["heads"] * np.ceil(rows / TILE) / gpu.sms
+    """float64[Q] s of attention over new tokens."""
+    at_a_time = _rows(p)
+    work = _walk(gpu, form, p, c, _tiles(at_a_time, c), at_a_time)
+    return np.asarray(_before(gpu, form, p, c) + _passing(gpu, c) / p.traffic + work)
+
+
+def _rows(p: PrefillParameters) -> int:
+    return WARPS_ROWS * max(round(p.rows / WARPS_ROWS), 1)
+
+
+def _before(gpu: Gpu, form: str, p: PrefillParameters, c: Columns) -> np.ndarray:
+    """float64[Q] s of launches, and of the queries' way to the format of a narrow KV cache."""
+    return np.asarray(p.launch + (p.quantise * _narrow(gpu, c) if form == "bf16" else 0.0))
+
+
+#: float64[Q] tiles of a query head; keys of the mean and of the longest one.
+Tiles: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _tiles(at_a_time: int, c: Columns) -> Tiles:
+    """Tiles of sequences of equal length with the sums given.
+
+    The last tile of a sequence walks along all its KV. Those before it end, in the mean, where its mean row
+    ends. Sequences with one new token add as much to pairs as to context and so tell nothing about that.
+    """
+    rows = c["tokens"] / c["sequences"]
+    tiles = c["sequences"] * np.ceil(rows / at_a_time)
+    depth = (c["pairs"] - c["context"]) / np.maximum(c["tokens"] - c["sequences"], 1.0)
+    mean = (c["context"] + (tiles - c["sequences"]) * depth) / tiles
+    return tiles, mean, np.maximum(depth + rows / 2, mean)
+
+
+def _walk(gpu: Gpu, form: str, p: PrefillParameters, c: Columns, some: Tiles, at_a_time: int) -> np.ndarray:
+    """float64[Q] s in which all tiles of all query heads are worked off."""
+    tiles, mean, longest = some
+    key = at_a_time * _pair_seconds(gpu, form, p, c) * gpu.sms
+    full = tiles * c["heads"] / gpu.sms
     waves = full + p.waves * (np.ceil(full) - full)
-    work = waves * (mean * key + p.tile) + p.longest * (longest - mean) * key
-    taken = p.launch + _passing(gpu, c) / p.traffic + work
-    if form == "bf16":
-        taken = taken + p.quantise * _narrow(gpu, c)
-    return np.where(c["tokens"] > 0, taken, 0.0)
+    # Half of the keys that are taken last lie beyond the end.
+    return np.asarray(waves * ((mean + KEYS / 2) * key + p.tile) + p.longest * (longest - mean) * key)
 
 
-def _pair_seconds(gpu: Gpu, p: PrefillParameters, c: Columns) -> np.ndarray:
+def _pair_seconds(gpu: Gpu, form: str, p: PrefillParameters, c: Columns) -> np.ndarray:
     """float64[Q] s of one query head's pair of query and key, if all SMs work on such."""
-    products = 4.0 * c["head_dim"] / (p.reach * _flop_rate(gpu, c))
-    clock = getattr(gpu, "boost_clock", None) or CLOCK
+    products = 4.0 * c["head_dim"] / (p.reach * _flop_rate(gpu, form, c))
+    clock = gpu.boost_clock or CLOCK
     return np.asarray(products + p.softmax / (EXPONENTIALS * clock * gpu.sms))
 
 
@@ -195,32 +228,70 @@ def _passing(gpu: Gpu, c: Columns) -> np.ndarray:
 def prefill_size(c: Columns) -> np.ndarray:
     """float64[Q, 4]: log2 of query heads in the batch, of a sequence's new tokens, and of how much deeper
     its earlier KV makes them; the width of the KV."""
-    rows = _or_one(c["tokens"] / _or_one(c["sequences"]))
-    deeper = c["pairs"] / _or_one(c["tokens"]) / ((rows + 1.0) / 2)
-    heads = _or_one(c["sequences"] * c["heads"])
-    return np.stack([np.log2(heads), np.log2(rows), np.log2(_or_one(deeper)), _width(c)], axis=1)
+    rows = c["tokens"] / c["sequences"]
+    deeper = np.maximum(c["pairs"] / c["tokens"] / ((rows + 1.0) / 2), 1.0)
+    heads = c["sequences"] * c["heads"]
+    return np.stack([np.log2(heads), np.log2(rows), np.log2(deeper), _width(c)], axis=1)
+
+
+# ---- both in one call -----------------------------------------------------------------------------
+
+
+def mixed_seconds(gpu: Gpu, form: str, p: MixedParameters, c: Columns) -> np.ndarray:
+    """float64[Q] s of one call for chunks of prompts and for sequences with one new token.
+
+    A kernel for prompts gives every query head of a new token a tile of its own, in which one row is used.
+    The heads of a group then read the same KV one by one; what outgrows the L2 comes from HBM again.
+    """
+    at_a_time = _rows(p)
+    chunks, mean, longest = _tiles(at_a_time, c)
+    tiles = chunks + c["decode_sequences"]
+    mean = (chunks * mean + c["decode_context"]) / tiles
+    alone = c["decode_context"] / np.maximum(c["decode_sequences"], 1.0)
+    longest = np.maximum(np.maximum(longest, alone), mean)
+    work = _walk(gpu, form, p, c, (tiles, mean, longest), at_a_time)
+    new = {**c, "tokens": c["tokens"] + c["decode_sequences"], "context": c["context"] + c["decode_context"]}
+    kv = _kv_bytes({**c, "context": c["decode_context"]})
+    lost = 1.0 / (1.0 + (CACHE * (gpu.l2 or L2) / np.maximum(kv, 1.0)) ** OUTGROWN)
+    again = kv * c["heads"] / c["kv_heads"] * lost / (p.again * gpu.memory_bandwidth)
+    return np.asarray(_before(gpu, form, p, c) + _passing(gpu, new) / p.traffic + np.maximum(work, again))
+
+
+def mixed_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
+    """float64[Q] s of the data sheet's roofline."""
+    names = {"tokens": "decode_sequences", "pairs": "decode_context", "context": "decode_context"}
+    return attention_least(gpu, form, {**c, **{name: c[name] + c[more] for name, more in names.items()}})
+
+
+def mixed_size(c: Columns) -> np.ndarray:
+    """float64[Q, 5]: log2 of query heads with a chunk, its tokens, how much deeper its earlier KV makes them,
+    query heads with one new token, and their KV tokens; 0 for none of either."""
+    heads, rows, deeper, _ = prefill_size(c).T
+    length = c["decode_context"] / np.maximum(c["decode_sequences"], 1.0)
+    more = np.log2(np.maximum(c["decode_sequences"], 1.0) * c["heads"])
+    return np.stack([heads, rows, deeper, more, np.log2(np.maximum(length, 1.0))], axis=1)
 
 
 # ---- decode ---------------------------------------------------------------------------------------
 
 
 def decode_seconds(gpu: Gpu, form: str, p: DecodeParameters, c: Columns) -> np.ndarray:
-    """float64[Q] s of attention of one new token per sequence; 0 without any."""
+    """float64[Q] s of attention of one new token per sequence."""
     lone, narrow = _lone(c), _narrow(gpu, c)
-    items = _or_one(c["sequences"] * c["kv_heads"])
-    length = c["context"] / _or_one(c["sequences"])
-    parts = _or_one(length / np.where(lone, p.lone_chunk, p.chunk))
-    used = np.minimum(parts, _or_one(gpu.sms / items))
+    items = c["sequences"] * c["kv_heads"]
+    length = c["context"] / c["sequences"]
+    parts = np.maximum(length / np.where(lone, p.lone_chunk, p.chunk), 1.0)
+    used = np.minimum(parts, np.maximum(gpu.sms / items, 1.0))
     token = 4.0 * c["head_dim"] * gpu.sms / gpu.memory_bandwidth / np.where(lone, p.lone_stream, p.stream)
     item = np.where(lone, p.lone_item, p.item) * np.where(narrow, p.narrow_item, 1.0)
-    latency = _or_one(items * used / gpu.sms) * (item + length / used * token)
+    latency = np.maximum(items * used / gpu.sms, 1.0) * (item + length / used * token)
     # Whether parts are made is taken from the length alone: a larger batch makes fewer, but is not cheaper.
     gather = p.gather * np.where(narrow, p.narrow_gather, 1.0) * np.minimum(parts - 1.0, 1.0)
     gather = gather + p.merge * np.minimum(parts, gpu.sms) * (parts > 1.0)
     regroup = p.regroup * (~lone & (c["kv_heads"] > 1) & (c["sequences"] > 1))
     launch = np.where(lone, p.lone_launch, p.launch)
-    taken = launch + gather + regroup + _longest(latency, _reading(gpu, p, c), _products(gpu, p, c))
-    return np.where(c["sequences"] > 0, taken, 0.0)
+    work = _longest(latency, _reading(gpu, p, c), _products(gpu, form, p, c))
+    return np.asarray(launch + gather + regroup + work)
 
 
 def _lone(c: Columns) -> np.ndarray:
@@ -231,17 +302,17 @@ def _lone(c: Columns) -> np.ndarray:
 def _reading(gpu: Gpu, p: DecodeParameters, c: Columns) -> np.ndarray:
     """float64[Q] s in which KV, queries and outputs come from HBM or L2."""
     kv = _kv_bytes(c)
-    held = 1.0 / (1.0 + (kv / (p.cache * (getattr(gpu, "l2", None) or L2))) ** OUTGROWN)
+    held = 1.0 / (1.0 + (kv / (p.cache * (gpu.l2 or L2))) ** OUTGROWN)
     moved = kv + 2.0 * WIDE * c["tokens"] * c["heads"] * c["head_dim"]
     slow = moved / (p.bandwidth * gpu.memory_bandwidth)
     return np.asarray(slow * (1.0 - held * (1.0 - 1.0 / p.cached)) + p.cold * (1.0 - held))
 
 
-def _products(gpu: Gpu, p: DecodeParameters, c: Columns) -> np.ndarray:
+def _products(gpu: Gpu, form: str, p: DecodeParameters, c: Columns) -> np.ndarray:
     """float64[Q] s of the products, the rows of a group padded to what tensor cores take."""
-    rows = np.maximum(c["heads"] / _or_one(c["kv_heads"]), PADDED)
+    rows = np.maximum(c["heads"] / c["kv_heads"], PADDED)
     flop = 4.0 * c["context"] * c["kv_heads"] * rows * c["head_dim"]
-    return np.asarray(flop / (p.reach * _flop_rate(gpu, c)))
+    return np.asarray(flop / (p.reach * _flop_rate(gpu, form, c)))
 
 
 def _longest(*parts: np.ndarray) -> np.ndarray:
@@ -250,9 +321,8 @@ def _longest(*parts: np.ndarray) -> np.ndarray:
 
 def decode_size(c: Columns) -> np.ndarray:
     """float64[Q, 3]: log2 of work items and of their KV tokens; the width of the KV."""
-    items = _or_one(c["sequences"] * c["kv_heads"])
-    length = _or_one(c["context"] / _or_one(c["sequences"]))
-    return np.stack([np.log2(items), np.log2(length), _width(c)], axis=1)
+    items = c["sequences"] * c["kv_heads"]
+    return np.stack([np.log2(items), np.log2(c["context"] / c["sequences"]), _width(c)], axis=1)
 
 
 # ---- both -----------------------------------------------------------------------------------------
@@ -269,14 +339,14 @@ def attention_shape(c: Columns) -> np.ndarray:
     Heads stand here and, times sequences, in the size: what a kernel costs follows from how many there are
     in the batch, less from how they are dealt out.
     """
-    group = np.where(_lone(c), -OTHER_CODE, np.log2(_or_one(c["heads"] / _or_one(c["kv_heads"]))))
-    return np.stack([group, np.log2(_or_one(c["kv_heads"])), np.log2(_or_one(c["head_dim"]))], axis=1)
+    group = np.where(_lone(c), -OTHER_CODE, np.log2(c["heads"] / c["kv_heads"]))
+    return np.stack([group, np.log2(c["kv_heads"]), np.log2(c["head_dim"])], axis=1)
 
 
 KERNELS = (
     Kernel(
         "attention_prefill",
-        ATTENTION_COLUMNS,
+        (*BATCH, *HEADS),
         PrefillParameters,
         prefill_seconds,
         attention_least,
@@ -285,11 +355,20 @@ KERNELS = (
     ),
     Kernel(
         "attention_decode",
-        ATTENTION_COLUMNS,
+        (*BATCH, *HEADS),
         DecodeParameters,
         decode_seconds,
         attention_least,
         attention_shape,
         decode_size,
+    ),
+    Kernel(
+        "attention_mixed",
+        (*BATCH, "decode_sequences", "decode_context", *HEADS),
+        MixedParameters,
+        mixed_seconds,
+        mixed_least,
+        attention_shape,
+        mixed_size,
     ),
 )
