@@ -70,8 +70,7 @@ def _together(operators: Sequence[Operator], kernel: str, form: str, gpu: Gpu, l
     moved = np.concatenate([op.bytes for op in operators])
     found = _roofline(gpu, form, flop, moved)
     idle = (flop == 0) & (moved == 0)
-    known = kernel in KERNELS and basis_of(KERNELS[kernel], gpu, form, library) is not None
-    if known and not idle.all():
+    if _known(kernel, gpu, form, library) and not idle.all():
         busy = np.flatnonzero(~idle)
         columns = {
             name: np.concatenate([_call(op).columns[name] for op in operators])[busy]
@@ -85,6 +84,14 @@ def _together(operators: Sequence[Operator], kernel: str, form: str, gpu: Gpu, l
         prices.append(Price(seconds[part], origin[part], outside[part], basis))
         start = part.stop
     return prices
+
+
+def _known(kernel: str, gpu: Gpu, form: str, library: str) -> bool:
+    """Whether anything but the data sheet speaks about a kernel."""
+    if kernel not in KERNELS:
+        return False
+    guessed = KERNELS[kernel].unmeasured is not None
+    return guessed or basis_of(KERNELS[kernel], gpu, form, library) is not None
 
 
 _Found = tuple[np.ndarray, np.ndarray, np.ndarray, TableKey | None]
