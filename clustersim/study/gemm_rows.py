@@ -124,7 +124,7 @@ READERS: dict[str, Callable[..., list[Rows]]] = {
 }
 
 _START = {
-    "launch": Parameter(3e-6, 1e-7, 3e-5),
+    "launch": Parameter(3e-6, 1e-7, 3e-4),
     "reach": Parameter(0.8, 0.1, 2.0),
     "bandwidth": Parameter(0.8, 0.1, 1.0),
     "in_flight": Parameter(1e6, 1e4, 1e8),
@@ -133,12 +133,18 @@ _START = {
     "small_tile": Parameter(0.1, 0.01, 1.0),
     "last_wave": Parameter(0.6, 0.05, 1.0),
     "throttle": Parameter(0.05, 0.001, 1.0),
+    "stream": Parameter(3.0, 1.0, 20.0),
     "quantise": Parameter(1.0, 0.1, 10.0),
 }
 
 
-def _start(_: TableKey) -> Mapping[str, Parameter]:
-    return _START
+#: Formats whose products are DeepGEMM's in every library here: it never cuts the inner dimension.
+_WHOLE_DEPTH = ("fp8_block",)
+
+
+def _start(key: TableKey) -> Mapping[str, Parameter]:
+    parts = 1.0 if key.format in _WHOLE_DEPTH else 16.0
+    return {**_START, "parts": Parameter(parts, parts, parts)}
 
 
 STARTS = {"gemm": _start}
