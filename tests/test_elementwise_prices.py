@@ -83,6 +83,14 @@ def test_what_nobody_measured_costs_the_rules_of_thumb():
         assert priced.basis is None
 
 
+def test_a_gpu_of_which_nothing_was_measured_keeps_to_its_data_sheet():
+    gpu = gpu_named("b200_sxm").model_copy(update={"name": "mine", "relative": None, "launch_latency": 1e-6})
+    size = 7700e9 * 0.01 + 2 * gpu.l2  # 10 ms beside what L2 spares
+    priced = price_calls(ALL_KERNELS["norm"], gpu, "bf16", columns(32768, size))
+    assert priced.seconds[0] == pytest.approx(0.010001, rel=1e-6)
+    assert priced.origin[0] == FORMULA
+
+
 def test_the_format_plays_no_part_for_bytes_are_given():
     gpu, some = gpu_named("a100_sxm"), columns([1, 512, 65536], [8e3, 4e6, 5e8])
     one, other = (price_calls(ALL_KERNELS["norm"], gpu, form, some) for form in ("bf16", "fp8"))

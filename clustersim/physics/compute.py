@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clustersim.physics.calibration import FORMULA
-from clustersim.physics.kernels import AUTO, KERNELS, Priced, basis_of, price_calls
+from clustersim.physics.kernels import AUTO, KERNELS, Priced, basis_of, has_guess, price_calls
 from clustersim.plan.stepgraph import Call, Operator
 from clustersim.spec.formats import flop_rate_of
 from clustersim.spec.hardware import Gpu
@@ -90,8 +90,8 @@ def _known(kernel: str, gpu: Gpu, form: str, library: str) -> bool:
     """Whether anything but the data sheet speaks about a kernel."""
     if kernel not in KERNELS:
         return False
-    guessed = KERNELS[kernel].unmeasured is not None
-    return guessed or basis_of(KERNELS[kernel], gpu, form, library) is not None
+    found = basis_of(KERNELS[kernel], gpu, form, library)
+    return found is not None or has_guess(KERNELS[kernel], gpu)
 
 
 _Found = tuple[np.ndarray, np.ndarray, np.ndarray, TableKey | None]

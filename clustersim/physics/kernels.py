@@ -67,7 +67,7 @@ def price_calls(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, library: 
     least, key = kernel.least(gpu, form, columns), basis_of(kernel, gpu, form, library)
     if key is None:
         formula, seconds = np.full(len(least), FORMULA, dtype=np.int8), least + gpu.launch_latency
-        if kernel.unmeasured is not None:
+        if has_guess(kernel, gpu):
             seconds = np.maximum(kernel.seconds(gpu, form, kernel.unmeasured, columns), least)
         return Priced(seconds, formula, np.zeros(len(least)), None)
     table = kernel_table(key)
@@ -85,6 +85,13 @@ def _as_catalogued(gpu: Gpu) -> bool:
 def basis_of(kernel: Kernel, gpu: Gpu, form: str, library: str = AUTO) -> TableKey | None:
     """The table that prices a kernel's calls, None for none."""
     return _basis(kernel.table or kernel.name, gpu.name, gpu.relative, kernel.form or form, library)
+
+
+def has_guess(kernel: Kernel, gpu: Gpu) -> bool:
+    """Whether the kernel's parameters for want of a table are taken: on GPUs of which something was measured.
+    All others keep to their data sheet throughout."""
+    known = {key.gpu for key in fitted_parameters()}
+    return kernel.unmeasured is not None and bool(known & {gpu.name, gpu.relative})
 
 
 def _laid(
