@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from clustersim.physics import gemm, mla
+from clustersim.physics import elementwise, gemm, mla
 from clustersim.physics.calibration import (
     EXTRAPOLATED,
     FORMULA,
@@ -33,7 +33,7 @@ STAND_INS = {
     "fp4": ("fp8", "fp8_block", "bf16"),
 }
 
-_MODULES: Sequence[ModuleType] = (gemm, mla)
+_MODULES: Sequence[ModuleType] = (gemm, mla, elementwise)
 #: Name → kernel.
 KERNELS: Mapping[str, Kernel] = {k.name: k for module in _MODULES for k in module.KERNELS}
 
@@ -60,13 +60,16 @@ def price_calls(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, library: 
     form     number format, a key of STAND_INS
     columns  as kernel.columns says, all above zero; of `counts`, some of every row
     library  of LIBRARIES or AUTO; where it has no table of this kernel, another's is taken
-    Returns  without any table: the data sheet's roofline and the GPU's launch
+    Returns  without any table: by the kernel's own guess, or the data sheet's roofline and the GPU's launch
     Raises   ClustersimError where the GPU has no such format
     """
+    form = kernel.form or form
     least, key = kernel.least(gpu, form, columns), basis_of(kernel, gpu, form, library)
     if key is None:
-        formula = np.full(len(least), FORMULA, dtype=np.int8)
-        return Priced(least + gpu.launch_latency, formula, np.zeros(len(least)), None)
+        formula, seconds = np.full(len(least), FORMULA, dtype=np.int8), least + gpu.launch_latency
+        if has_guess(kernel, gpu):
+            seconds = np.maximum(kernel.seconds(gpu, form, kernel.unmeasured, columns), least)
+        return Priced(seconds, formula, np.zeros(len(least)), None)
     table = kernel_table(key)
     computed = kernel.seconds(gpu, form, kernel.parameters(**table.parameters), columns)
     ratio, origin, outside = _laid(kernel, gpu, form, table, columns)
@@ -81,7 +84,14 @@ def _as_catalogued(gpu: Gpu) -> bool:
 
 def basis_of(kernel: Kernel, gpu: Gpu, form: str, library: str = AUTO) -> TableKey | None:
     """The table that prices a kernel's calls, None for none."""
-    return _basis(kernel.table or kernel.name, gpu.name, gpu.relative, form, library)
+    return _basis(kernel.table or kernel.name, gpu.name, gpu.relative, kernel.form or form, library)
+
+
+def has_guess(kernel: Kernel, gpu: Gpu) -> bool:
+    """Whether the kernel's parameters for want of a table are taken: on GPUs of which something was measured.
+    All others keep to their data sheet throughout."""
+    known = {key.gpu for key in fitted_parameters()}
+    return kernel.unmeasured is not None and bool(known & {gpu.name, gpu.relative})
 
 
 def _laid(
