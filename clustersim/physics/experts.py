@@ -20,7 +20,7 @@ from clustersim.spec.model import FORMAT_BYTES
 
 #: Heights of a tile of rows that a library chooses from; the least one is that of a tensor-core
 #: instruction. Source: common CUTLASS and DeepGEMM tiles (a guess about what each library holds).
-TILE_ROWS = (16, 32, 64, 128)
+TILE_ROWS = (16, 32, 64, 128, 256)
 TILE_COLUMNS = 128
 #: s: of a layer this long, half of what throttling takes in the end is taken. As in physics.gemm.
 THROTTLED_AFTER = 1e-3
@@ -34,12 +34,13 @@ class ExpertParameters:
 
     launch        s of the layer's kernels without work: sort, permute, two products, activation, unpermute
     per_expert    s for each expert held, with tokens or without: empty tiles, offsets, descriptors
-    reach         share of the data sheet's FLOP/s that large tiles reach, before throttling
+    reach         share of the data sheet's FLOP/s that the largest tiles reach, before throttling
     bandwidth     share of the data sheet's HBM bandwidth at which weights stream in
     overlap       how sharply the longer of arithmetic and bytes hides the other: exponent of their norm
     depth         inner dimension that costs as long as a tile's head and tail
-    head_rows     rows by which a tile is slower than its own, for want of operands
+    head_rows     rows that a tile costs beyond its own, for want of operands; the largest tile sets the scale
     last_wave     share of the last wave that is paid though it is not full; 1: all of it
+    tuned         how firmly the tile's height follows the even load and not the best one; 1: always
     throttle      by how much power throttling lengthens very long products
     row_passes    times the rows of the experts, at full width, cross HBM: permuted, quantised, reduced
     inner_passes  times the results of the first product do
@@ -54,6 +55,7 @@ class ExpertParameters:
     depth: float = 100.0
     head_rows: float = 16.0
     last_wave: float = 0.5
+    tuned: float = 0.5
     throttle: float = 0.1
     row_passes: float = 4.0
     inner_passes: float = 2.0
@@ -73,7 +75,7 @@ class _Load:
 def layer_seconds(gpu: Gpu, form: str, p: ExpertParameters, c: Columns) -> np.ndarray:
     """float64[Q] s of whole expert layers on a rank: tokens in, the weighted sum of their experts out."""
     load = _load_of(c["counts"])
-    products = sum(_product(gpu, form, p, load, n, k) for n, k in (_up(c), _down(c)))
+    products = sum(_product(gpu, form, p, c, n, k) for n, k in (_up(c), _down(c)))
     moved = p.row_passes * load.rows * c["hidden"] + p.inner_passes * load.rows * _up(c)[0]
     moved = moved + p.token_passes * _tokens(c) * c["hidden"]
     return np.asarray(p.launch + p.per_expert * _held(c) + products + moved * (WIDE / gpu.memory_bandwidth))
@@ -93,20 +95,24 @@ def _alone(
     gpu: Gpu, form: str, p: ExpertParameters, c: Columns, n: np.ndarray, k: np.ndarray
 ) -> np.ndarray:
     """A product by itself: its share of the layer's cost per expert and one kernel's launch."""
-    product = _product(gpu, form, p, _load_of(c["counts"]), n, k)
+    product = _product(gpu, form, p, c, n, k)
     return np.asarray(gpu.launch_latency + 0.5 * p.per_expert * _held(c) + product)
 
 
 def _product(
-    gpu: Gpu, form: str, p: ExpertParameters, load: _Load, n: np.ndarray, k: np.ndarray
+    gpu: Gpu, form: str, p: ExpertParameters, c: Columns, n: np.ndarray, k: np.ndarray
 ) -> np.ndarray:
+    load, tuned = _load_of(c["counts"]), _tuned(c)
     rate = p.reach * flop_rate_of(gpu, form) / gpu.sms
-    best = np.full(len(load.rows), np.inf)
     wide = np.ceil(n / TILE_COLUMNS)
-    for rows, tiles in zip(TILE_ROWS, load.tiles, strict=True):
+    costs = np.empty_like(load.tiles)
+    for cost, rows, tiles in zip(costs, TILE_ROWS, load.tiles, strict=True):
         full = tiles * wide / gpu.sms
-        waves = np.maximum(np.minimum(tiles * wide, 1.0), p.last_wave * np.ceil(full) + (1.0 - p.last_wave) * full)
-        np.minimum(best, waves * (rows + p.head_rows), out=best)
+        waves = p.last_wave * np.ceil(full) + (1.0 - p.last_wave) * full
+        slower = (rows + p.head_rows) * (TILE_ROWS[-1] / (TILE_ROWS[-1] + p.head_rows))
+        cost[:] = np.maximum(waves, np.minimum(tiles * wide, 1.0)) * slower
+    chosen = costs[tuned, np.arange(len(tuned))]
+    best = chosen**p.tuned * costs.min(axis=0) ** (1.0 - p.tuned)
     arithmetic = best * (2.0 * TILE_COLUMNS / rate) * (k + p.depth)
     streamed = FORMAT_BYTES[form] * load.used * n * k / (p.bandwidth * gpu.memory_bandwidth)
     hidden = (arithmetic**p.overlap + streamed**p.overlap) ** (1.0 / p.overlap)
@@ -138,6 +144,14 @@ def _up(c: Columns) -> tuple[np.ndarray, np.ndarray]:
 
 def _down(c: Columns) -> tuple[np.ndarray, np.ndarray]:
     return c["hidden"], c["inter"]
+
+
+def _tuned(c: Columns) -> np.ndarray:
+    """int64[Q] index of the least tile that holds an expert's rows if the load were even: what a library
+    chooses before it knows the load. `even_rows`: rows of an expert then, by default the rank's own mean."""
+    even = c["even_rows"] if "even_rows" in c else c["counts"].sum(axis=1) / _held(c)
+    octaves = np.ceil(np.log2(np.maximum(even, 1.0) / TILE_ROWS[0]))
+    return np.clip(octaves, 0, len(TILE_ROWS) - 1).astype(np.int64)
 
 
 def _held(c: Columns) -> np.ndarray:
@@ -194,7 +208,7 @@ _PRODUCT = ("counts", "hidden", "inter", "gated", "top_k")
 KERNELS = (
     Kernel(
         "experts",
-        (*_PRODUCT, "experts_held", "tokens"),
+        (*_PRODUCT, "experts_held", "tokens", "even_rows"),
         ExpertParameters,
         layer_seconds,
         layer_least,

@@ -46,7 +46,7 @@ def fused_layers(table: Table, file: str) -> list[Rows]:
             gpus(table),
             libraries(table),
             formats(table),
-            _columns(loads, positive(table, "hidden_size"), positive(table, "inter_size") / tp, top_k, tokens),
+            _columns(loads, positive(table, "hidden_size"), positive(table, "inter_size") / tp, top_k, tokens, tokens * top_k / experts),
             measured,
             lines_of(table),
             _spikes(curve, tokens, measured),
@@ -69,7 +69,7 @@ def wide_layers(table: Table, file: str) -> list[Rows]:
     came = np.array([arriving(load, n) for load, n in zip(loads, tokens.tolist(), strict=True)])
     seen = np.where(prefill, tokens, came)
     library = np.where(prefill, "deepgemm_contiguous", "deepgemm_masked")
-    columns = _columns(loads, positive(table, "hidden_size"), positive(table, "inter_size"), top_k, seen)
+    columns = _columns(loads, positive(table, "hidden_size"), positive(table, "inter_size"), top_k, seen, tokens * top_k / experts)
     return [_rows(table, file, "experts", library, columns)]
 
 
@@ -87,7 +87,7 @@ def skewed_layers(table: Table, file: str) -> list[Rows]:
         loads = [scaled_to_arrivals(*one) for one in zip(loads, tokens.tolist(), came.tolist(), strict=True)]
     else:
         came = np.array([arriving(load, n) for load, n in zip(loads, tokens.tolist(), strict=True)])
-    columns = _columns(loads, positive(table, "hidden_size"), positive(table, "inter_size"), top_k, came)
+    columns = _columns(loads, positive(table, "hidden_size"), positive(table, "inter_size"), top_k, came, tokens * top_k / slots)
     return [_rows(table, file, "experts", np.full(len(tokens), "trtllm_wide"), columns)]
 
 
@@ -176,7 +176,12 @@ def _with_doubts(rows: Rows, doubt: np.ndarray) -> Rows:
 
 
 def _columns(
-    loads: Sequence[np.ndarray], hidden: np.ndarray, inter: np.ndarray, top_k: np.ndarray, tokens: np.ndarray
+    loads: Sequence[np.ndarray],
+    hidden: np.ndarray,
+    inter: np.ndarray,
+    top_k: np.ndarray,
+    tokens: np.ndarray,
+    even: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     widest = max(len(load) for load in loads)
     counts = np.zeros((len(loads), widest))
@@ -192,6 +197,7 @@ def _columns(
         "top_k": top_k,
         "experts_held": held,
         "tokens": tokens,
+        "even_rows": counts.sum(axis=1) / held if even is None else even,
     }
 
 

@@ -30,6 +30,9 @@ _FEW = (0.01, 2.0)
 #: Rows of a block of DeepGEMM's contiguous layout, which "uniform" prefill rows are cut into.
 BLOCK = 128
 
+#: A draw is taken to lie no further from the mean of draws than by this factor.
+_FAR = 2.0
+
 _POWER_LAW = re.compile(r"power_?law_a?(?P<alpha>[0-9.]+)(?P<levelled>_eplb)?$")
 _EVEN = ("balanced", "uniform")
 
@@ -103,7 +106,10 @@ def arriving(counts: np.ndarray, tokens: float) -> float:
 
 def scaled_to_arrivals(counts: np.ndarray, tokens: float, arrived: float) -> np.ndarray:
     """The counts, larger or smaller by one factor, for which as many tokens arrive as were counted."""
-    low, high = 1e-3, 1e3
+    if arrived >= tokens - 0.5:
+        # Nearly all arrive whatever the counts are: they say nothing then.
+        return counts
+    low, high = 1.0 / _FAR, _FAR
     for _ in range(40):
         middle = (low * high) ** 0.5
         enough = arriving(np.minimum(counts * middle, tokens), tokens) >= arrived
