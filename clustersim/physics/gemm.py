@@ -100,19 +100,18 @@ def least_bytes(form: str, c: Columns) -> np.ndarray:
 def gemm_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
     """float64[Q] s of the data sheet's roofline."""
     flop = 2.0 * c["m"] * c["n"] * c["k"] / flop_rate_of(gpu, form)
-    return np.maximum(flop, least_bytes(form, c) / gpu.memory_bandwidth)
+    return np.asarray(np.maximum(flop, least_bytes(form, c) / gpu.memory_bandwidth))
 
 
 def gemm_shape(c: Columns) -> np.ndarray:
     """float64[Q, 2]: log2 of n and k."""
-    return np.log2(np.stack([c["n"], c["k"]], axis=1))
+    return np.asarray(np.log2(np.stack([c["n"], c["k"]], axis=1)))
 
 
 def gemm_size(c: Columns) -> np.ndarray:
     """float64[Q, 1]: log2 of m."""
-    return np.log2(c["m"])[:, None]
+    m: np.ndarray = np.log2(c["m"])
+    return m[:, None]
 
 
-KERNELS = (
-    Kernel("gemm", ("m", "n", "k"), GemmParameters, gemm_seconds, gemm_least, gemm_shape, gemm_size),
-)
+KERNELS = (Kernel("gemm", ("m", "n", "k"), GemmParameters, gemm_seconds, gemm_least, gemm_shape, gemm_size),)

@@ -9,18 +9,22 @@ the nodes between them filled by a Gaussian process. Run again, it writes the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from clustersim.physics.calibration import Columns, Kernel, coordinates
 from clustersim.physics.kernels import KERNELS
+from clustersim.spec.gpus import gpu_named
 from clustersim.spec.hardware import Gpu
-from clustersim.spec.kernel_tables import KernelTable, TableKey
+from clustersim.spec.kernel_tables import KernelTable, TableKey, packed
+from clustersim.study.kernel_families import READERS, STARTS
 from clustersim.study.kernel_rows import Rows, taken
 from clustersim.study.kriging import Surface, best_surface, left_out, predict
-from clustersim.study.least_squares import Fitted, Parameter, fit
+from clustersim.study.least_squares import Fitted, Parameter, fit, inline
+from clustersim.study.measured import measured
 
 #: Rows below which a formula's parameters cannot be told apart.
 LEAST_ROWS = 12
@@ -30,6 +34,17 @@ MOST_NODES = 60_000
 FOLDS = 8
 #: Coordinates nearer than this are the same, octaves.
 _SAME = 1e-6
+
+
+_HEAD = """\
+# Parameters of kernel formulas, fitted to measured/*.parquet: [kernel.gpu.format.library], SI units.
+# Written by `python -m clustersim.study.fit kernels`; do not edit it. What each parameter means stands in
+# the docstrings of clustersim/physics/; measured/README.md says where the measurements come from.
+#
+# rows      how many measured rows speak about the parameter
+# residual  median |log(predicted / measured)| of these rows, by the formula alone
+# files     the measured tables they stand in; none: no row speaks about it
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,9 +91,7 @@ def calls_of(tables: Sequence[Rows]) -> dict[TableKey, Calls]:
             )
             if chosen.any():
                 parts.setdefault(key, []).append(taken(rows, chosen))
-    return {
-        key: _joined(key, parts[key]) for key in sorted(parts) if sum(map(len, parts[key])) >= LEAST_ROWS
-    }
+    return {key: _joined(key, parts[key]) for key in sorted(parts) if sum(map(len, parts[key])) >= LEAST_ROWS}
 
 
 def _keys(rows: Rows) -> list[TableKey]:
@@ -133,7 +146,7 @@ def _log_ratio(kernel: Kernel, gpu: Gpu, calls: Calls, parameters: Mapping[str, 
 def computed(kernel: Kernel, gpu: Gpu, calls: Calls, parameters: Mapping[str, Fitted]) -> np.ndarray:
     """float64[N] s by the formula alone."""
     values = kernel.parameters(**{name: float(one.value) for name, one in parameters.items()})
-    return kernel.seconds(gpu, calls.key.format, values, calls.columns)
+    return np.asarray(kernel.seconds(gpu, calls.key.format, values, calls.columns))
 
 
 def groups_of(kernel: Kernel, calls: Calls) -> np.ndarray:
@@ -166,7 +179,7 @@ def foretold(found: Fit, gpu: Gpu, start: Mapping[str, Parameter]) -> np.ndarray
         values = np.log(calls.measured / base)
         known = replace(found.surface, values=values, weights=found.surface.inverse @ values)
         told[without] = (base * np.exp(left_out(known, groups)))[without]
-    return np.maximum(told, kernel.least(gpu, calls.key.format, calls.columns))
+    return np.asarray(np.maximum(told, kernel.least(gpu, calls.key.format, calls.columns)))
 
 
 def table_of(found: Fit) -> KernelTable:
@@ -229,3 +242,42 @@ def _nearest(nodes: np.ndarray, at: np.ndarray) -> np.ndarray:
         square = (here**2).sum(axis=1)[:, None] + (at**2).sum(axis=1)[None] - 2.0 * here @ at.T
         far[start : start + 2048] = np.sqrt(np.maximum(square.min(axis=1), 0.0))
     return far
+
+
+def all_calls() -> dict[TableKey, Calls]:
+    """The measured calls of all kernels."""
+    return calls_of([rows for name, reader in READERS.items() for rows in reader(measured(name), name)])
+
+
+def write_kernels(folder: Path) -> Iterator[str]:
+    """Fits all kernels and writes kernels.toml and kernels.npz; yields what it found, line by line.
+
+    folder  the catalogue's
+    """
+    parts, curves = [_HEAD], {}
+    for key, calls in all_calls().items():
+        gpu, start = gpu_named(key.gpu), STARTS[key.kernel]
+        found = fitted_calls(calls, gpu, start)
+        alone = computed(KERNELS[key.kernel], gpu, calls, found.parameters)
+        told = foretold(found, gpu, start)
+        table = table_of(found)
+        curves.update(packed(table))
+        parts.append(document(key, found.parameters))
+        yield (
+            f"{'.'.join(key):45} {len(told):5} rows, formula {said_error(alone, calls.measured)}, "
+            f"shape left out {said_error(told, calls.measured)}, {table.ratio.size:,} nodes"
+        )
+    (folder / "kernels.toml").write_text("\n".join(parts), encoding="utf-8")
+    np.savez_compressed(folder / "kernels.npz", allow_pickle=False, **curves)
+
+
+def document(key: TableKey, parameters: Mapping[str, Fitted]) -> str:
+    """One table of catalogue/kernels.toml."""
+    lines = [f"{name} = {inline(one)}" for name, one in parameters.items()]
+    return "\n".join([f"[{'.'.join(key)}]", *lines, ""])
+
+
+def said_error(told: np.ndarray, calls: np.ndarray) -> str:
+    """Median and p90 of |relative error|."""
+    error = np.abs(told / calls - 1.0)
+    return f"{np.median(error):.1%} / {np.quantile(error, 0.9):.1%}"
