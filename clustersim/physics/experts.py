@@ -24,6 +24,10 @@ TILE_ROWS = (16, 32, 64, 128, 256)
 TILE_COLUMNS = 128
 #: s: of a layer this long, half of what throttling takes in the end is taken. As in physics.gemm.
 THROTTLED_AFTER = 1e-3
+#: Passes over rows and over results of the first product that permute, unpermute and activation are priced
+#: for by themselves: one read and one write each, and half as wide after gates.
+OWN_ROW_PASSES = 3.0
+OWN_INNER_PASSES = 1.5
 #: Bytes of a number before it is brought into a narrow format, and of a result.
 WIDE = 2.0
 
@@ -82,21 +86,32 @@ def layer_seconds(gpu: Gpu, form: str, p: ExpertParameters, c: Columns) -> np.nd
 
 
 def up_seconds(gpu: Gpu, form: str, p: ExpertParameters, c: Columns) -> np.ndarray:
-    """float64[Q] s of the first grouped product, [rows, hidden] x [hidden, inter], with gates twice as wide."""
-    return _alone(gpu, form, p, c, *_up(c))
+    """float64[Q] s of the first grouped product, [rows, hidden] x [hidden, inter], with gates twice as wide,
+    and of bringing its rows into a narrow format."""
+    return _alone(gpu, form, p, c, _up(c), 0.0)
 
 
 def down_seconds(gpu: Gpu, form: str, p: ExpertParameters, c: Columns) -> np.ndarray:
-    """float64[Q] s of the second grouped product, [rows, inter] x [inter, hidden]."""
-    return _alone(gpu, form, p, c, *_down(c))
+    """float64[Q] s of the second grouped product, [rows, inter] x [inter, hidden], and of bringing its rows
+    into a narrow format."""
+    return _alone(gpu, form, p, c, _down(c), max(p.inner_passes - OWN_INNER_PASSES, 0.0))
 
 
 def _alone(
-    gpu: Gpu, form: str, p: ExpertParameters, c: Columns, n: np.ndarray, k: np.ndarray
+    gpu: Gpu,
+    form: str,
+    p: ExpertParameters,
+    c: Columns,
+    product: tuple[np.ndarray, np.ndarray],
+    inner_passes: float,
 ) -> np.ndarray:
-    """A product by itself: its share of the layer's cost per expert and one kernel's launch."""
-    product = _product(gpu, form, p, c, n, k)
-    return np.asarray(gpu.launch_latency + 0.5 * p.per_expert * _held(c) + product)
+    """A product by itself: one kernel's launch, half of what the layer pays per expert held, and half of what
+    it moves beyond what permute, unpermute and activation are priced for."""
+    rows = c["counts"].sum(axis=1)
+    moved = 0.5 * max(p.row_passes - OWN_ROW_PASSES, 0.0) * rows * c["hidden"]
+    moved = moved + inner_passes * rows * _up(c)[0]
+    taken = gpu.launch_latency + 0.5 * p.per_expert * _held(c) + moved * (WIDE / gpu.memory_bandwidth)
+    return np.asarray(taken + _product(gpu, form, p, c, *product))
 
 
 def _product(

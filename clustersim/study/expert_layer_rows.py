@@ -23,6 +23,10 @@ from clustersim.study.measured import Table
 
 #: A row that takes this many times as long as the next larger batch was timed on a kernel nobody would run.
 _SPIKE = 2.0
+#: A rank with half of the experts that takes this many times as long was timed on a kernel nobody would run; so was
+#: its whole layer where this share of the rows is such.
+_WRONG_WAY = 1.25
+_OFTEN = 0.2
 #: Tokens below which the launches of eager mode are most of a time.
 _EAGER = 256
 #: The layer that rtxpro6000_vllm_kernels.csv names. Source: its Hugging Face config.json.
@@ -36,9 +40,14 @@ def fused_layers(table: Table, file: str) -> list[Rows]:
     _divides(experts, ep, "num_experts", "moe_ep")
     _divides(positive(table, "inter_size"), tp, "inter_size", "moe_tp")
     loads = [_pattern(*key) for key in _tuples(tokens, top_k, experts, ep, _distributions(table))]
-    measured = seconds(table)
-    curve = [libraries(table), formats(table), experts, ep, tp, top_k, _distributions(table)]
-    curve += [positive(table, "hidden_size"), positive(table, "inter_size"), gpus(table)]
+    measured, patterns = seconds(table), _distributions(table)
+    same = [libraries(table), formats(table), experts, tp, top_k, patterns, gpus(table)]
+    same += [positive(table, "hidden_size"), positive(table, "inter_size")]
+    spike = _slower(tokens, [*same, ep], measured, _SPIKE)
+    layer = [column for column in same if column is not patterns]
+    odd = _often(_slower(1.0 / ep, [*same, tokens], measured, _WRONG_WAY), [*layer, ep])
+    doubt = np.where(odd, "one of a layer that takes longer than with twice the experts on a rank", "")
+    doubt = np.where(spike, "more than twice the time of the next larger batch", doubt)
     return [
         Rows(
             file,
@@ -49,7 +58,7 @@ def fused_layers(table: Table, file: str) -> list[Rows]:
             _columns(loads, positive(table, "hidden_size"), positive(table, "inter_size") / tp, top_k, tokens, tokens * top_k / experts),
             measured,
             lines_of(table),
-            _spikes(curve, tokens, measured),
+            doubt,
         )
     ]
 
@@ -231,15 +240,26 @@ def _divides(whole_: np.ndarray, parts: np.ndarray, name: str, by: str) -> None:
         )
 
 
-def _spikes(curve: Sequence[np.ndarray], tokens: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """str[N] "" but where a batch takes far longer than the next larger one of its curve."""
-    doubt = np.full(len(tokens), "", dtype="<U64")
-    order = np.lexsort((tokens, *curve))
-    same = np.all([column[order][1:] == column[order][:-1] for column in curve], axis=0)
+def _slower(
+    size: np.ndarray, same: Sequence[np.ndarray], measured: np.ndarray, factor: float
+) -> np.ndarray:
+    """bool[N] rows that take more than `factor` times as long as the next larger of those otherwise the same."""
+    order = np.lexsort((size, *same))
+    alike = np.all([column[order][1:] == column[order][:-1] for column in same], axis=0)
     with np.errstate(invalid="ignore"):
-        slow = same & (measured[order][:-1] > _SPIKE * measured[order][1:])
-    doubt[order[:-1][slow]] = "more than twice the time of the next larger batch"
-    return doubt
+        slow = alike & (measured[order][:-1] > factor * measured[order][1:])
+    found = np.zeros(len(size), dtype=bool)
+    found[order[:-1][slow]] = True
+    return found
+
+
+def _often(odd: np.ndarray, same: Sequence[np.ndarray]) -> np.ndarray:
+    """bool[N] all rows of layers of which at least _OFTEN are odd."""
+    _, numbers_ = zip(*(np.unique(column, return_inverse=True) for column in same), strict=True)
+    _, layer = np.unique(np.stack(numbers_, axis=1), axis=0, return_inverse=True)
+    layer = layer.ravel()
+    found: np.ndarray = (np.bincount(layer, weights=odd) >= _OFTEN * np.bincount(layer))[layer]
+    return found
 
 
 #: Measured table → its reader.
