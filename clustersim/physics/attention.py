@@ -146,7 +146,7 @@ def _narrow(gpu: Gpu, c: Columns) -> np.ndarray:
 def _flop_rate(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
     """float64[Q] FLOP/s of the data sheet."""
     wide = gpu.flop_rate.get("bf16") or flop_rate_of(gpu, form)
-    return np.where(_narrow(gpu, c), gpu.flop_rate.get("fp8", wide), wide)
+    return np.asarray(np.where(_narrow(gpu, c), gpu.flop_rate.get("fp8", wide), wide))
 
 
 def _flop(c: Columns) -> np.ndarray:
@@ -163,7 +163,7 @@ def attention_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
     """float64[Q] s of the data sheet's roofline: products, or queries, KV and outputs once over HBM."""
     row = np.where(_narrow(gpu, c), 1.0, WIDE)
     moved = _kv_bytes(c) + 2.0 * row * c["tokens"] * c["heads"] * c["head_dim"]
-    return np.maximum(_flop(c) / _flop_rate(gpu, form, c), moved / gpu.memory_bandwidth)
+    return np.asarray(np.maximum(_flop(c) / _flop_rate(gpu, form, c), moved / gpu.memory_bandwidth))
 
 
 # ---- prefill --------------------------------------------------------------------------------------
