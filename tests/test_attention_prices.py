@@ -20,7 +20,7 @@ from clustersim.physics.attention import (
     prefill_seconds,
 )
 from clustersim.spec.gpus import gpu_named
-from clustersim.study.attention_rows import ATTENTION_READERS, ATTENTION_STARTS
+from clustersim.study.attention_rows import READERS, STARTS
 from clustersim.study.kernel_fit import calls_of
 from clustersim.study.least_squares import fit
 from clustersim.study.measured import measured
@@ -212,13 +212,13 @@ def test_new_tokens_in_the_call_of_a_chunk_cost_more_than_the_chunk_and_more_the
 
     alone = prefill_seconds(gpu, "bf16", PrefillParameters(), chunk)[0]
     assert both(0) == pytest.approx(alone)
-    # Short tiles that fill up the last wave make its mean tile shorter: less than a hundredth.
-    assert both(others) >= 0.99 * both(others - 1)
-    assert both(others) >= 0.99 * alone
+    # Short tiles that fill up the last wave shorten its mean tile: a part of one wave's saw-tooth.
+    assert both(others) >= 0.95 * both(others - 1)
+    assert both(others) >= 0.95 * alone
 
 
 def all_rows():
-    return [rows for file, reader in ATTENTION_READERS.items() for rows in reader(measured(file), file)]
+    return [rows for file, reader in READERS.items() for rows in reader(measured(file), file)]
 
 
 def test_every_measured_row_of_attention_is_read_once():
@@ -226,7 +226,7 @@ def test_every_measured_row_of_attention_is_read_once():
     for rows in all_rows():
         count[rows.file] = count.get(rows.file, 0) + len(rows)
     kind = measured("rtxpro6000_vllm_kernels")["kind"]
-    expected = {file: len(measured(file)["gpu"]) for file in ATTENTION_READERS}
+    expected = {file: len(measured(file)["gpu"]) for file in READERS}
     assert count == {**expected, "rtxpro6000_vllm_kernels": int((kind == "attention_mixed_batch").sum())}
 
 
@@ -241,7 +241,9 @@ def test_no_measured_row_is_under_the_roofline():
 def test_no_two_shapes_share_coordinates():
     for rows in all_rows():
         kernel = KERNEL[rows.kernel]
-        models = np.stack([rows.columns[name] for name in ("heads", "kv_heads", "head_dim")], axis=1)
+        models = np.stack(
+            [rows.columns[name] for name in ("heads", "kv_heads", "head_dim", "kv_bytes")], axis=1
+        )
         assert len(np.unique(models, axis=0)) == len(np.unique(kernel.shape(rows.columns).round(6), axis=0))
 
 
@@ -249,13 +251,13 @@ def test_a_wrong_row_is_refused_with_its_line():
     table = {name: values[:3].copy() for name, values in measured("attn_decode").items()}
     table["kv_len"][1] = 0
     with pytest.raises(ClustersimError, match="line 3: kv_len = 0"):
-        ATTENTION_READERS["attn_decode"](table, "rows.csv")
+        READERS["attn_decode"](table, "rows.csv")
 
 
 def test_shapes_that_a_fit_has_not_seen_are_foretold_by_the_formula_alone():
     for key, calls in calls_of(all_rows()).items():
         kernel, gpu = KERNEL[key.kernel], gpu_named(key.gpu)
-        _, shape = np.unique(kernel.shape(calls.columns).round(6), axis=0, return_inverse=True)
+        _, shape = np.unique(kernel.shape(calls.columns)[:, :3].round(6), axis=0, return_inverse=True)
         shape = shape.ravel()
         if shape.max() < 2:
             continue  # one other shape says too little about a third
@@ -267,7 +269,7 @@ def test_shapes_that_a_fit_has_not_seen_are_foretold_by_the_formula_alone():
                 some = {name: column[at] for name, column in columns.items()}
                 return kernel.seconds(gpu, form, kernel.parameters(**values), some)
 
-            found = fit(ATTENTION_STARTS[key.kernel](key), model, calls.measured[seen], calls.files[seen])
+            found = fit(STARTS[key.kernel](key), model, calls.measured[seen], calls.files[seen])
             values = {name: float(one.value) for name, one in found.items()}
             ratio[~seen] = model(values, ~seen) / calls.measured[~seen]
         error = np.abs(ratio - 1)

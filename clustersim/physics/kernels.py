@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from clustersim.physics import gemm, mla
+from clustersim.physics import attention, gemm, mla
 from clustersim.physics.calibration import (
     EXTRAPOLATED,
     FORMULA,
@@ -33,7 +33,7 @@ STAND_INS = {
     "fp4": ("fp8", "fp8_block", "bf16"),
 }
 
-_MODULES: Sequence[ModuleType] = (gemm, mla)
+_MODULES: Sequence[ModuleType] = (gemm, attention, mla)
 #: Name → kernel.
 KERNELS: Mapping[str, Kernel] = {k.name: k for module in _MODULES for k in module.KERNELS}
 

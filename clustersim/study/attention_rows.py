@@ -208,7 +208,7 @@ def decode_start(key: TableKey) -> Mapping[str, Parameter]:
 
 
 #: Measured table → its reader.
-ATTENTION_READERS = {
+READERS = {
     "attn_prefill": prompts,
     "attn_decode": new_tokens,
     "infersim_h800_gqa_decode": new_tokens,
@@ -217,7 +217,7 @@ ATTENTION_READERS = {
 }
 
 #: Kernel → where its fits begin.
-ATTENTION_STARTS = {
+STARTS = {
     "attention_prefill": prefill_start,
     "attention_decode": decode_start,
     "attention_mixed": mixed_start,
