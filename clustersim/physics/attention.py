@@ -349,6 +349,7 @@ KERNELS = (
         attention_least,
         attention_shape,
         prefill_size,
+        unmeasured=PrefillParameters(),
     ),
     Kernel(
         "attention_decode",
@@ -358,6 +359,9 @@ KERNELS = (
         attention_least,
         attention_shape,
         decode_size,
+        unmeasured=DecodeParameters(),
+        # Products are as wide as the KV cache, whatever the model's weights are.
+        form="bf16",
     ),
     Kernel(
         "attention_mixed",
@@ -367,5 +371,7 @@ KERNELS = (
         mixed_least,
         attention_shape,
         mixed_size,
+        unmeasured=MixedParameters(),
+        form="bf16",
     ),
 )

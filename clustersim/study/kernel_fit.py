@@ -247,27 +247,48 @@ def table_of(found: Fit) -> KernelTable:
 
 
 def _axes(at: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Ascending nodes per coordinate: every value that occurs, joined where there are too many."""
+    """Ascending nodes per coordinate: every value that occurs, joined where there are too many, first along
+    coordinates where that puts the fewest points off the nodes."""
     axes = [_distinct(column, _SAME) for column in at.T]
-    apart = 0.05
+    apart = [0.05] * len(axes)
     while np.prod([float(len(axis)) for axis in axes]) > MOST_NODES:
-        longest = max(range(len(axes)), key=lambda d: len(axes[d]))
-        shorter = _distinct(axes[longest], apart)
-        apart = apart if len(shorter) < len(axes[longest]) else apart * 1.5
-        axes[longest] = shorter
+        tried = [_shorter(column, axis, gap) for column, axis, gap in zip(at.T, axes, apart, strict=True)]
+        losses = [
+            (_off(column, shorter) - _off(column, axis) + 1.0) / np.log(len(axis) / len(shorter))
+            if len(shorter) < len(axis)
+            else np.inf
+            for column, axis, (shorter, _) in zip(at.T, axes, tried, strict=True)
+        ]
+        chosen = int(np.argmin(losses))
+        axes[chosen], apart[chosen] = tried[chosen]
     return tuple(axes)
 
 
+def _shorter(column: np.ndarray, axis: np.ndarray, gap: float) -> tuple[np.ndarray, float]:
+    """The axis with at least one node less, if it has more than its ends, and how far apart its nodes are."""
+    shorter = axis
+    while len(shorter) == len(axis) > 2:
+        gap *= 1.15
+        shorter = _distinct(column, gap)
+    return shorter, gap
+
+
+def _off(column: np.ndarray, axis: np.ndarray) -> int:
+    """How many points lie on no node."""
+    return int((np.abs(axis[None] - column[:, None]).min(axis=1) > _SAME).sum())
+
+
 def _distinct(values: np.ndarray, apart: float) -> np.ndarray:
-    """Ascending values at least so far apart, both ends among them."""
-    kept: list[float] = []
-    ordered = np.unique(values)
-    for value in ordered.tolist():
-        if not kept or value - kept[-1] > apart:
+    """Ascending values more than so far apart, both ends among them; of near ones the most frequent is kept,
+    so that a grid which cannot go through all points goes through as many as it can."""
+    ordered, times = np.unique(values, return_counts=True)
+    kept = [float(ordered[0])]
+    if ordered[-1] - ordered[0] > _SAME:
+        kept.append(float(ordered[-1]))
+    for value in ordered[np.argsort(-times, kind="stable")].tolist():
+        if np.abs(np.array(kept) - value).min() > apart:
             kept.append(value)
-    if ordered[-1] - kept[-1] > _SAME:
-        kept[-1 if len(kept) > 1 else len(kept) :] = [float(ordered[-1])]
-    return np.array(kept)
+    return np.array(sorted(kept))
 
 
 def _at_nodes(
