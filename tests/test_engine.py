@@ -358,6 +358,7 @@ def layer(
     attention = (
         2 * move
         + product(tokens, 3 * here * wide, h)
+        + 2 * tokens * 2 * here * wide * 2 / HBM  # queries and keys are turned
         + longer(
             4 * here * wide * tokens * past["pairs"],
             2 * 2 * here * wide * tokens * past["read"] + 2 * tokens * wide * 4 * here,
@@ -369,6 +370,7 @@ def layer(
     ffn = (
         2 * move
         + product(own, every, h)
+        + own * (4 * every + 8 * k) / HBM  # fp32 scores are read, a place and an fp32 weight written
         + (1 + k) * move / tp
         + exchange
         + product(came, f, h, experts)
@@ -383,9 +385,9 @@ def layer(
 
 
 def ends(tokens: float, made: float, tp: int = 1) -> float:
-    """Seconds of embedding, final norm and LM head."""
+    """Seconds of embedding, final norm, LM head and sampling from fp32 logits."""
     h, vocab = MODEL["hidden"], MODEL["vocab"]
-    return 4 * tokens * h * 2 / HBM + product(made, vocab / tp, h)
+    return 4 * tokens * h * 2 / HBM + product(made, vocab / tp, h) + 2 * made * vocab / tp * 4 / HBM
 
 
 def step_seconds(scenario: Scenario) -> list[float]:
@@ -421,11 +423,11 @@ def test_prefill_on_two_gpus_takes_what_one_reckons() -> None:
 
 
 def test_launches_and_latencies_add_up_one_by_one() -> None:
-    # 3 operators at the ends, 15 a layer, of which 2 are exchanges with their latency.
+    # 4 operators at the ends, 17 a layer, of which 2 are exchanges with their latency.
     launch, latency = 1e-6, 3e-6
     (plain,) = step_seconds(tiny(workload=PREFILL))
     (slow,) = step_seconds(tiny(single_server(2, launch=launch, latency=latency), workload=PREFILL))
-    assert slow == approx(plain + (3 + 2 * 15) * launch + 2 * 2 * latency, rel=1e-12)
+    assert slow == approx(plain + (4 + 2 * 17) * launch + 2 * 2 * latency, rel=1e-12)
 
 
 @pytest.mark.parametrize("past, work", [(11, DECODE), (None, PREFILL)])
@@ -465,7 +467,7 @@ def test_a_pipeline_fills_and_drains(microbatches: int) -> None:
     one = layer(tokens, past, 1, 4, 0.0, 0.0)
     move = tokens * 64 * 2
     first = one + 2 * move / HBM
-    last = one + 2 * move / HBM + product(4 / microbatches, 100, 64)
+    last = one + 2 * move / HBM + product(4 / microbatches, 100, 64) + 2 * 4 / microbatches * 100 * 4 / HBM
     slower = max(first, last, move / NVLINK)
     expected = first + move / NVLINK + (microbatches - 1) * slower + last
     work = {**PREFILL, "microbatches": microbatches}

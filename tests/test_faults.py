@@ -729,7 +729,8 @@ def test_the_example_loses_little_by_rerouting_and_the_whole_outage_by_waiting()
         for overrides in (["faults=[]"], [], ["network.on_down=wait"])
     ]
     calm, rerouted, waited = lasted
-    assert 1e-3 < rerouted - calm < 5e-3, "a millisecond until it is noticed, and narrower paths"
+    # Until it is noticed, less what was left to compute when it began; then narrower paths.
+    assert 2e-4 < rerouted - calm < 5e-3, "about the millisecond that noticing takes"
     assert waited - calm == approx(0.1, rel=0.02), "100 ms, less what was left to compute when it began"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -120,6 +121,19 @@ def test_every_measured_row_has_a_source_and_every_table_a_licence(name: str) ->
     lines = (FOLDER / "README.md").read_text("utf-8").splitlines()
     row = next(line for line in lines if line.startswith(f"| {name} |")).split("|")
     assert int(row[2]) == len(measured(name)["source"]) and row[4].strip()
+
+
+def test_the_notice_names_every_repository_that_rows_come_from() -> None:
+    notice = (FOLDER / "NOTICE").read_text("utf-8")
+    cited = {
+        place
+        for name in MEASURED
+        for source in set(measured(name)["source"])
+        for place in re.findall(r"[\w.-]+/[\w.-]+@[0-9a-f]{6,}", source)
+    }
+    assert len(cited) > 10
+    missing = [place for place in sorted(cited) for part in place.split("@") if part not in notice]
+    assert not missing
 
 
 def test_the_measured_tables_are_small() -> None:

@@ -192,14 +192,15 @@ class Replica:
         scenario, layout = self.scenario, self.layout
         batch = one.batch(len(self._held))
         counts, distinct = gated(batch, scenario, layout, number)
-        enters = (batch.tokens, batch.pairs, batch.context, batch.outputs, counts)
-        key = b"".join(a.tobytes() for a in (*enters, *([] if distinct is None else [distinct])))
+        shards = (batch.sequences, batch.tokens, batch.pairs, batch.context, batch.outputs)
+        enters = (*shards, counts, *([] if distinct is None else [distinct]))
+        key = batch.phase.encode() + b"".join(a.tobytes() for a in enters)
         prepared = self._prepared.get(key)
         if prepared is None:
             if len(self._prepared) >= _PREPARED:
                 self._prepared.clear()
             graph = lower(batch, counts, layout, distinct)
-            prepared = self._prepared[key] = prepare(graph, layout, scenario.model.format)
+            prepared = self._prepared[key] = prepare(graph, layout)
         return prepared
 
     def _open_step(self, batch: int, one: Pass, parts: int) -> Step:

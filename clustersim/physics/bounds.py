@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clustersim.plan.stepgraph import StepGraph
+from clustersim.spec.formats import flop_rate_of
 from clustersim.spec.hardware import Gpu
 
 
@@ -59,7 +60,7 @@ def lower_bounds(passes: Sequence[Work], gpu: Gpu, fmt: str, bandwidth: np.ndarr
     """
     payload = sum((w.carried[1] for w in passes), start=np.zeros(1))
     return Bounds(
-        compute=_serial([w.flop for w in passes]) / gpu.flop_rate[fmt],
+        compute=_serial([w.flop for w in passes]) / flop_rate_of(gpu, fmt),
         memory=_serial([w.bytes for w in passes]) / gpu.memory_bandwidth,
         network=float((payload / bandwidth).max(initial=0.0)),
     )

@@ -19,21 +19,30 @@ from clustersim.plan.gating import distinct_tokens, expert_counts
 from clustersim.plan.layout import Layout
 from clustersim.plan.parameters import kv_heads_held, step_flop
 from clustersim.plan.rounds import domains_of
-from clustersim.plan.stepgraph import Copies, Exchange, Operator, Product, Queue, StepGraph, check
+from clustersim.plan.stepgraph import Call, Copies, Exchange, Operator, Queue, StepGraph, check
 from clustersim.spec.batch import Batch
 from clustersim.spec.model import FORMAT_BYTES
 from clustersim.spec.scenario import Scenario
+
+#: Bytes of a router's score and of a logit: fp32, as vLLM, SGLang and Megatron-Core keep them.
+SCORE = 4.0
+#: Bytes that say where a token goes and how much that counts: an int32 and an fp32.
+CHOICE = 8.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Load:
     """What the ranks of a stage have to do in one pass; N ranks per stage.
 
-    tokens   int64[N] tokens of the rank's shard
-    slices   int64[N] its own slice of them
-    pairs    float64[N], context float64[N], outputs int64[N] as in Batch, of the rank's shard
+    phase      prefill or decode
+    sequences  int64[N] of the rank's shard
+    tokens     int64[N] tokens of the rank's shard
+    slices     int64[N] its own slice of them
+    pairs      float64[N], context float64[N], outputs int64[N] as in Batch, of the rank's shard
     """
 
+    phase: str
+    sequences: np.ndarray
     tokens: np.ndarray
     slices: np.ndarray
     pairs: np.ndarray
@@ -51,6 +60,8 @@ def load_of(batch: Batch, layout: Layout) -> Load:
     tokens = each(batch.tokens)
     position = np.tile(np.arange(tp), len(batch.tokens))
     return Load(
+        phase=batch.phase,
+        sequences=each(batch.sequences),
         tokens=tokens,
         slices=(tokens + tp - 1 - position) // tp,
         pairs=each(batch.pairs),
@@ -146,40 +157,50 @@ class _Lowering:
         self._before = (len(self.operators) - 1,) if stage else ()
 
     def add(self, name: str, *, flop: Any = 0.0, bytes: Any = 0.0, **work: Any) -> None:
-        ranks = len(self.load.tokens)
         self.operators.append(
             Operator(
                 name=name,
                 layer=self.layer,
                 stage=self.stage,
                 after=self._before,
-                flop=np.broadcast_to(np.asarray(flop, dtype=float), (ranks,)),
-                bytes=np.broadcast_to(np.asarray(bytes, dtype=float), (ranks,)),
+                flop=self._each(flop),
+                bytes=self._each(bytes),
                 **work,
             )
         )
         self._before = (len(self.operators) - 1,)
 
-    def product(self, name: str, rows: np.ndarray, columns: Any, depth: int, **work: Any) -> None:
-        """One (or, with rows [N, g], one grouped) product with bf16-like reads and writes.
+    def _each(self, values: Any) -> np.ndarray:
+        """float64[N] from a number for all ranks or one for each."""
+        return np.broadcast_to(np.asarray(values, dtype=float), self.load.tokens.shape)
 
-        An expert without tokens is not read; one with a single token is read whole.
-        """
-        rows = rows.reshape(len(rows), -1)
-        wide = np.broadcast_to(np.asarray(columns, dtype=np.int64), (len(rows),))
-        weights = (rows > 0).sum(axis=1) * wide * depth
-        tokens = rows.sum(axis=1)
+    def call(self, kernel: str, fmt: str, **columns: Any) -> Call:
+        return Call(kernel, fmt, {name: self._each(values) for name, values in columns.items()})
+
+    def gemm(self, name: str, rows: np.ndarray, columns: Any, depth: int) -> None:
+        """A dense product: tokens [N, depth] times weights [depth, columns]. Without tokens none is read."""
+        call = self.call("gemm", self.model.format, m=rows, n=columns, k=depth)
+        weights = (rows > 0) * columns * depth
         self.add(
             name,
-            flop=2.0 * tokens * wide * depth,
-            bytes=float(self.width) * (weights + tokens * (depth + wide)),
-            product=Product(rows, wide, depth),
-            **work,
+            flop=2.0 * rows * columns * depth,
+            bytes=float(self.width) * (weights + rows * (depth + columns)),
+            call=call,
         )
 
-    def elementwise(self, name: str, numbers: np.ndarray, **work: Any) -> None:
-        """An operator that only moves `numbers` numbers through HBM."""
-        self.add(name, bytes=float(self.width) * numbers, **work)
+    def moves(self, name: str, kernel: str, tokens: np.ndarray, bytes: Any, **work: Any) -> None:
+        """A kernel that only moves bytes through HBM."""
+        call = self.call(kernel, self.model.format, tokens=tokens, bytes=bytes)
+        self.add(name, bytes=bytes, call=call, **work)
+
+    def norm(self, name: str, width: int) -> None:
+        """A root-mean-square norm over `width` numbers of every token: read and written once."""
+        self.moves(name, "norm", self.load.tokens, 2.0 * self.width * self.load.tokens * width)
+
+    def residual(self, name: str) -> None:
+        """Two summands are read, their sum is written."""
+        bytes = 3.0 * self.width * self.load.tokens * self.model.hidden
+        self.moves(name, "residual", self.load.tokens, bytes)
 
     def exchange(
         self, name: str, kind: str, groups: np.ndarray, size: np.ndarray, algorithm: str = "", **work: Any
@@ -188,26 +209,42 @@ class _Lowering:
         self.add(name, exchange=exchange, **work)
 
     def embedding(self) -> None:
-        self.elementwise("embedding", 2 * self.load.tokens * self.model.hidden)
+        bytes = 2.0 * self.width * self.load.tokens * self.model.hidden
+        self.moves("embedding", "embedding", self.load.tokens, bytes)
 
     def attention(self, layer: int) -> None:
         self.layer = layer
         m, load, tp = self.model, self.load, self.d.tensor_parallel
         heads, kv = m.heads // tp, kv_heads_held(m, tp) // tp
-        self.elementwise("attention_norm", 2 * load.tokens * m.hidden)
-        self.product("qkv", load.tokens, (heads + 2 * kv) * m.head_dim, m.hidden)
+        self.norm("attention_norm", m.hidden)
+        self.gemm("qkv", load.tokens, (heads + 2 * kv) * m.head_dim, m.hidden)
+        turned = 2.0 * self.width * load.tokens * (heads + kv) * m.head_dim
+        self.moves("rotary", "rotary", load.tokens, turned)
         new = load.tokens * m.head_dim * (2 * heads + 2 * kv)
+        kv_bytes = FORMAT_BYTES[m.kv_format]
         self.add(
             "attention",
             flop=4.0 * heads * m.head_dim * load.pairs,
-            bytes=FORMAT_BYTES[m.kv_format] * 2.0 * kv * m.head_dim * load.context + self.width * new,
+            bytes=kv_bytes * 2.0 * kv * m.head_dim * load.context + self.width * new,
+            call=self.call(
+                f"attention_{load.phase}",
+                m.format,
+                sequences=load.sequences,
+                tokens=load.tokens,
+                pairs=load.pairs,
+                context=load.context,
+                heads=heads,
+                kv_heads=kv,
+                head_dim=m.head_dim,
+                kv_bytes=kv_bytes,
+            ),
         )
-        self.product("attention_output", load.tokens, m.hidden, heads * m.head_dim)
+        self.gemm("attention_output", load.tokens, m.hidden, heads * m.head_dim)
         if tp > 1:
             groups = self.layout.groups.tp[self.stage]
             whole = load.tokens[::tp] * m.hidden * self.width
             self.exchange("attention_all_reduce", "all_reduce", groups, whole)
-        self.elementwise("attention_residual", 3 * load.tokens * m.hidden)
+        self.residual("attention_residual")
 
     def experts(self, layer: int, tokens: np.ndarray, distinct: np.ndarray | None) -> None:
         """Tokens go to their experts and come back.
@@ -216,9 +253,11 @@ class _Lowering:
         distinct  int64[N, D] of every source for every NVLink domain, each once; None if not known
         """
         m, load, d = self.model, self.load, self.d
-        self.elementwise("ffn_norm", 2 * load.tokens * m.hidden)
-        self.product("gate", load.slices, m.experts, m.hidden)
-        self.elementwise("permute", (1 + m.top_k) * load.slices * m.hidden)
+        self.norm("ffn_norm", m.hidden)
+        self.gemm("gate", load.slices, m.experts, m.hidden)
+        self.moves("top_k", "top_k", load.slices, load.slices * (SCORE * m.experts + CHOICE * m.top_k))
+        sorted_ = float(self.width) * (1 + m.top_k) * load.slices * m.hidden
+        self.moves("permute", "permute", load.slices, sorted_)
         queue = Queue(tokens, self.layout.copies[layer], self.layout.slots)
         sent = tokens.reshape(*tokens.shape[:2], d.expert_parallel, self.layout.slots).sum(axis=3)
         once = self._distinct(layer, tokens, distinct) if self.layout.deduplicates else None
@@ -228,12 +267,12 @@ class _Lowering:
         self._serve(came.sum(axis=0))
         self._among_sharers("expert_reduce_scatter", "reduce_scatter", came)
         self._all_to_all("combine", sent.transpose(0, 2, 1), once, back=True)
-        self.elementwise("unpermute", (1 + m.top_k) * load.slices * m.hidden)
+        self.moves("unpermute", "unpermute", load.slices, sorted_)
         tp = d.tensor_parallel
         if tp > 1:
             parts = load.slices.reshape(-1, tp) * m.hidden * self.width
             self.exchange("ffn_all_gather", "all_gather", self.layout.groups.tp[self.stage], parts)
-        self.elementwise("ffn_residual", 3 * load.tokens * m.hidden)
+        self.residual("ffn_residual")
 
     def _distinct(self, layer: int, tokens: np.ndarray, known: np.ndarray | None) -> np.ndarray:
         """float64[ETP, EP, D] tokens of every source for every domain, each once. Arguments as above."""
@@ -283,12 +322,36 @@ class _Lowering:
             self._expert(rows[:, slot : slot + 1], slot=slot)
 
     def _expert(self, rows: np.ndarray, slot: int) -> None:
+        """rows int64[N, g]: tokens of the g copies that a rank serves together."""
         m = self.model
         inner = m.ffn // self.d.expert_tensor_parallel
         up = inner * (2 if m.ffn_kind == "gated" else 1)
-        self.product("expert_gemm_1", rows, up, m.hidden, slot=slot)
-        self.elementwise("expert_activation", rows.sum(axis=1) * (up + inner), slot=slot)
-        self.product("expert_gemm_2", rows, m.hidden, inner, slot=slot)
+        tokens = rows.sum(axis=1)
+        self._grouped("expert_gemm_1", "expert_up", rows, up, m.hidden, slot)
+        activated = float(self.width) * tokens * (up + inner)
+        self.moves("expert_activation", "activation", tokens, activated, slot=slot)
+        self._grouped("expert_gemm_2", "expert_down", rows, m.hidden, inner, slot)
+
+    def _grouped(self, name: str, kernel: str, rows: np.ndarray, columns: int, depth: int, slot: int) -> None:
+        """One product per copy, all in one kernel. A copy without tokens is not read, one with a single
+        token is read whole."""
+        m = self.model
+        sizes = self.call(
+            kernel,
+            m.format,
+            hidden=m.hidden,
+            inter=m.ffn // self.d.expert_tensor_parallel,
+            gated=float(m.ffn_kind == "gated"),
+            top_k=m.top_k,
+        )
+        tokens = rows.sum(axis=1)
+        self.add(
+            name,
+            flop=2.0 * tokens * columns * depth,
+            bytes=float(self.width) * ((rows > 0).sum(axis=1) * columns * depth + tokens * (depth + columns)),
+            call=Call(sizes.kernel, sizes.format, {**sizes.columns, "counts": rows.astype(float)}),
+            slot=slot,
+        )
 
     def hand_over(self) -> None:
         """Every rank sends what it holds to its peer of the next stage, beside its next computation.
@@ -330,6 +393,9 @@ class _Lowering:
     def head(self) -> None:
         m, tp = self.model, self.d.tensor_parallel
         self.layer = -1
-        self.elementwise("final_norm", 2 * self.load.tokens * m.hidden)
+        self.norm("final_norm", m.hidden)
         position = np.tile(np.arange(tp), len(self.load.tokens) // tp)
-        self.product("lm_head", self.load.outputs, (m.vocab + tp - 1 - position) // tp, m.hidden)
+        vocab = (m.vocab + tp - 1 - position) // tp
+        self.gemm("lm_head", self.load.outputs, vocab, m.hidden)
+        # Every rank draws from its own part of the vocabulary; who wins is a few bytes more.
+        self.moves("sampling", "sampling", self.load.outputs, 2.0 * SCORE * self.load.outputs * vocab)

@@ -2,23 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Product:
-    """The matrix products of one operator: per rank, `g` products that run as one grouped product.
+class Call:
+    """One GPU kernel that every rank of a stage runs.
 
-    rows     int64[R, g] rows of each: tokens
-    columns  int64[R] columns, the same for a rank's products
-    depth    inner dimension
+    kernel   a key of KERNELS
+    format   of the numbers that are multiplied, a key of spec.model.FORMAT_BYTES
+    columns  float64[R] by the names that KERNELS gives the kernel; `counts` is float64[R, g]
     """
 
-    rows: np.ndarray
-    columns: np.ndarray
-    depth: int
+    kernel: str
+    format: str
+    columns: Mapping[str, np.ndarray]
+
+
+_EXPERTS = ("counts", "hidden", "inter", "gated", "top_k")
+_ATTENTION = ("sequences", "tokens", "pairs", "context", "heads", "kv_heads", "head_dim", "kv_bytes")
+_MLA = (
+    *("sequences", "tokens", "pairs", "context", "heads"),
+    *("kv_rank", "rope_dim", "nope_dim", "v_dim", "kv_bytes"),
+)
+_MOVES = ("tokens", "bytes")
+
+#: Kernel → the columns that say how large it is:
+#: m, n, k        rows (tokens), columns and depth of a dense product
+#: counts         tokens of each of the rank's g expert copies
+#: hidden, inter  widths of the residual stream and, on this rank, of an expert
+#: gated          1 where gate and up are one product twice as wide, else 0
+#: top_k          experts of a token
+#: sequences      of the rank's shard, and `tokens` that are new of all of them
+#: pairs          query-key pairs under the causal mask, summed, per head
+#: context        tokens whose keys and values are read, summed
+#: heads, kv_heads, head_dim            on this rank
+#: kv_rank, rope_dim, nope_dim, v_dim   widths of latent attention
+#: kv_bytes       of one number of the KV cache
+#: bytes          read from and written to HBM, over all tokens
+KERNELS: dict[str, tuple[str, ...]] = {
+    "gemm": ("m", "n", "k"),
+    "expert_up": _EXPERTS,
+    "expert_down": _EXPERTS,
+    "attention_prefill": _ATTENTION,
+    "attention_decode": _ATTENTION,
+    "mla_prefill": _MLA,
+    "mla_decode": _MLA,
+    "norm": _MOVES,
+    "rotary": _MOVES,
+    "activation": _MOVES,
+    "residual": _MOVES,
+    "embedding": _MOVES,
+    "permute": _MOVES,
+    "unpermute": _MOVES,
+    "top_k": _MOVES,
+    "sampling": _MOVES,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +132,7 @@ class Operator:
              first operator of a stage: on the rank that sends to it)
     flop     float64[R] useful FLOP, in the order of the stage's ranks
     bytes    float64[R] HBM bytes read and written
+    call     the kernel, or None where it is an exchange
     slot     expert slot it serves where experts are served one by one, else -1
     """
 
@@ -99,7 +142,7 @@ class Operator:
     after: tuple[int, ...]
     flop: np.ndarray
     bytes: np.ndarray
-    product: Product | None = None
+    call: Call | None = None
     exchange: Exchange | None = None
     queue: Queue | None = None
     slot: int = -1
@@ -135,6 +178,9 @@ def check(graph: StepGraph, gpus: int, experts: int) -> None:
         # Edges only point backwards in the list, so the graph has no cycle.
         assert all(0 <= before < index for before in op.after), f"{op.name}: an edge points forwards"
         sums += float(op.flop.sum())
+        assert (op.call is None) != (op.exchange is None), f"{op.name}: neither kernel nor exchange"
+        if op.call is not None:
+            _check_call(op)
         if op.exchange is not None:
             _check_exchange(op, graph)
         if op.queue is not None:
@@ -142,6 +188,15 @@ def check(graph: StepGraph, gpus: int, experts: int) -> None:
             queued += int(op.queue.tokens.sum())
     assert np.isclose(sums, graph.flop, rtol=1e-9), f"FLOP sum {sums} is not the closed form {graph.flop}"
     assert queued == graph.choices, f"{queued} tokens sent to experts, not tokens * top_k * layers"
+
+
+def _check_call(op: Operator) -> None:
+    call = op.call
+    assert call is not None
+    assert set(call.columns) == set(KERNELS[call.kernel]), f"{op.name}: not the columns of {call.kernel}"
+    for name, column in call.columns.items():
+        assert column.shape[:1] == op.flop.shape, f"{op.name}: {name} does not hold for every rank"
+        assert column.ndim == 1 + (name == "counts"), f"{op.name}: wrong shape of {name}"
 
 
 def _check_exchange(op: Operator, graph: StepGraph) -> None:

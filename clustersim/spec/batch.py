@@ -28,14 +28,16 @@ class Piece:
 class Batch:
     """The tokens of one pass, summed per shard; D shards.
 
-    phase    prefill or decode
-    tokens   int64[D] new tokens
-    pairs    float64[D] query-key pairs under the causal mask, per head
-    context  float64[D] tokens whose keys and values are read
-    outputs  int64[D] output tokens made
+    phase      prefill or decode
+    sequences  int64[D] sequences with new tokens
+    tokens     int64[D] new tokens
+    pairs      float64[D] query-key pairs under the causal mask, per head
+    context    float64[D] tokens whose keys and values are read
+    outputs    int64[D] output tokens made
     """
 
     phase: str
+    sequences: np.ndarray
     tokens: np.ndarray
     pairs: np.ndarray
     context: np.ndarray
@@ -58,6 +60,7 @@ def batch_of(phase: str, pieces: Sequence[Piece], shards: int) -> Batch:
 
     return Batch(
         phase,
+        sequences=np.bincount(shard, minlength=shards),
         tokens=per_shard(new).astype(np.int64),
         pairs=per_shard(new * past + new * (new + 1) / 2),
         context=per_shard(new + past),

@@ -48,4 +48,4 @@ class Model(Value):
 
 
 #: Bytes per number. Source: IEEE-like formats, 16 and 8 bits.
-FORMAT_BYTES = {"bf16": 2, "fp8": 1}
+FORMAT_BYTES = {"bf16": 2, "fp8": 1, "fp8_block": 1, "fp4": 0.5}

@@ -76,8 +76,6 @@ def json_schema() -> dict[str, Any]:
     for name in ("Gpu", "Server"):
         _by_name(definitions, name, _complete(required[name]))
     _by_name(definitions, "Model", {})
-    pair = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
-    definitions["Tile"] = {"anyOf": [pair, definitions["Tile"]]}
     topology = schema["properties"]["topology"]
     families = topology.pop("oneOf")
     topology.pop("discriminator", None)

@@ -56,6 +56,13 @@ class Fitted:
     files: tuple[str, ...]
 
 
+def inline(one: Fitted) -> str:
+    """As one line of a catalogue file."""
+    value = f'"{one.value}"' if isinstance(one.value, str) else repr(one.value)
+    files = ", ".join(f'"{file}"' for file in one.files)
+    return f"{{ value = {value}, rows = {one.rows}, residual = {one.residual!r}, files = [{files}] }}"
+
+
 def fit(
     parameters: Mapping[str, Parameter],
     model: Callable[[Mapping[str, float]], np.ndarray],

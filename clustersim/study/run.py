@@ -28,7 +28,7 @@ Tell = Callable[[int, int], None]
 #: they are joined at the end of a run, it stays below 3 GB.
 _MOST_ROWS = 20_000_000
 #: Operators of a layer on one rank, at most.
-_OPERATORS = 20
+_OPERATORS = 22
 
 #: Folders of examples that an installed package carries, and where it keeps them.
 _EXAMPLES = ("workloads", "topologies")

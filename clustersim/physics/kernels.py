@@ -1,0 +1,113 @@
+"""All kinds of GPU kernels, which table prices a call, and the price."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+
+import numpy as np
+
+from clustersim.physics import gemm
+from clustersim.physics.calibration import (
+    EXTRAPOLATED,
+    FORMULA,
+    Columns,
+    Kernel,
+    coordinates,
+    lay,
+)
+from clustersim.spec.gpus import gpu_named
+from clustersim.spec.hardware import Gpu
+from clustersim.spec.kernel_tables import KernelTable, TableKey, fitted_parameters, kernel_table
+
+#: Where `library` is AUTO, the first that has a table.
+AUTO = "auto"
+LIBRARIES = ("trtllm", "vllm", "sglang", "deepgemm", "flashinfer", "fa3", "vidur", "frontier")
+#: Format → formats whose tables stand in for it, nearest first.
+STAND_INS = {
+    "bf16": ("fp8", "fp8_block"),
+    "fp8": ("fp8_block", "bf16"),
+    "fp8_block": ("fp8", "bf16"),
+    "fp4": ("fp8", "fp8_block", "bf16"),
+}
+
+_MODULES: Sequence[ModuleType] = (gemm,)
+#: Name → kernel.
+KERNELS: Mapping[str, Kernel] = {k.name: k for module in _MODULES for k in module.KERNELS}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Priced:
+    """Prices of Q calls of one kernel.
+
+    seconds  float64[Q]
+    origin   int8[Q] index into calibration.ORIGINS
+    outside  float64[Q] octaves beyond what was measured; 0 where nothing was
+    basis    the table they rest on, None for the data sheet alone
+    """
+
+    seconds: np.ndarray
+    origin: np.ndarray
+    outside: np.ndarray
+    basis: TableKey | None
+
+
+def price_calls(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, library: str = AUTO) -> Priced:
+    """Times of calls, each alone on its GPU.
+
+    form     number format, a key of STAND_INS
+    columns  as kernel.columns says, all above zero; of `counts`, some of every row
+    library  of LIBRARIES or AUTO; where it has no table of this kernel, another's is taken
+    Returns  without any table: the data sheet's roofline and the GPU's launch
+    Raises   ClustersimError where the GPU has no such format
+    """
+    least, key = kernel.least(gpu, form, columns), basis_of(kernel, gpu, form, library)
+    if key is None:
+        formula = np.full(len(least), FORMULA, dtype=np.int8)
+        return Priced(least + gpu.launch_latency, formula, np.zeros(len(least)), None)
+    table = kernel_table(key)
+    computed = kernel.seconds(gpu, form, kernel.parameters(**table.parameters), columns)
+    ratio, origin, outside = _laid(kernel, gpu, form, table, columns)
+    return Priced(np.maximum(computed * np.exp(ratio), least), origin, outside, key)
+
+
+def _as_catalogued(gpu: Gpu) -> bool:
+    """Whether the measured GPU is meant, not one of its name with other rates."""
+    known = gpu_named(gpu.name)
+    return all(getattr(gpu, of) == getattr(known, of) for of in ("flop_rate", "memory_bandwidth", "sms"))
+
+
+def basis_of(kernel: Kernel, gpu: Gpu, form: str, library: str = AUTO) -> TableKey | None:
+    """The table that prices a kernel's calls, None for none."""
+    return _basis(kernel.table or kernel.name, gpu.name, gpu.relative, form, library)
+
+
+def _laid(
+    kernel: Kernel, gpu: Gpu, form: str, table: KernelTable, columns: Columns
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ratio, origin, outside = lay(table, coordinates(kernel, columns))
+    if table.key.format != form or (kernel.table or kernel.name) != table.key.kernel:
+        # Another format's curve says nothing about this one; its parameters may.
+        return np.zeros_like(ratio), np.full_like(origin, FORMULA), np.zeros_like(outside)
+    if table.key.gpu != gpu.name or not _as_catalogued(gpu):
+        origin = np.maximum(origin, EXTRAPOLATED)
+    return ratio, origin, outside
+
+
+@cache
+def _basis(kernel: str, gpu: str, relative: str | None, form: str, library: str) -> TableKey | None:
+    """Of the GPU before its relative, of the format before its stand-ins, of the library before others."""
+    there = [key for key in fitted_parameters() if key.kernel == kernel]
+    order = (library, *LIBRARIES)
+
+    def place(key: TableKey) -> int:
+        return order.index(key.library) if key.library in order else len(order)
+
+    for name in (gpu, relative):
+        for wanted in (form, *STAND_INS[form]):
+            fitting = [key for key in there if key.gpu == name and key.format == wanted]
+            if fitting:
+                return min(fitting, key=place)
+    return None

@@ -1,0 +1,220 @@
+"""Rows of kernel calls as any CSV file states them: the checked way from its columns to calls of a family.
+
+The readers of all families build on this: rows of the catalogue's measured tables and rows of a user
+pass through the same checks, and whatever is wrong is told with the line of the CSV file it stands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from clustersim.errors import ClustersimError, nearest
+from clustersim.study.measured import Table
+
+Entry = TypeVar("Entry")
+
+#: What the files call a number format → ours. Half precision runs at the rate of bf16 on all these GPUs.
+FORMATS = {
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "fp16": "bf16",
+    "float16": "bf16",
+    "half": "bf16",
+    "fp8": "fp8",
+    "float8": "fp8",
+    "fp8_e4m3": "fp8",
+    "e4m3": "fp8",
+    "fp8_block": "fp8_block",
+    "fp4": "fp4",
+    "nvfp4": "fp4",
+}
+
+#: What the files call a GPU → its name in the catalogue.
+GPUS = {
+    "A100": "a100_sxm",
+    "A100-SXM-80GB": "a100_sxm",
+    "A800": "a800_sxm",
+    "A800-SXM-80GB": "a800_sxm",
+    "H100": "h100_sxm",
+    "H100-SXM-80GB": "h100_sxm",
+    "H100-PCIe-80GB": "h100_pcie",
+    "H200": "h200_sxm",
+    "H200-SXM-141GB": "h200_sxm",
+    "H800": "h800_sxm",
+    "H800-SXM5": "h800_sxm",
+    "H20": "h20",
+    "B200": "b200_sxm",
+    "B200-SXM": "b200_sxm",
+    "GB200": "gb200",
+    "GB200-NVL72": "gb200",
+    "B300-SXM": "b300_sxm",
+    "MI300X": "mi300x",
+    "RTX PRO 6000": "rtx_pro_6000",
+}
+_GPUS = {**GPUS, **{name: name for name in GPUS.values()}}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Calls of one kernel that a file lists, and what they took where it says so.
+
+    file      table of the catalogue, or the file as the user named it
+    kernel    which kernel, e.g. "gemm"
+    gpu       str[N] names in the catalogue
+    library   str[N] whose kernel, e.g. "trtllm"; "" where the file does not say
+    format    str[N] a key of flop_rate, or fp8_block
+    columns   the kernel's columns: float64[N], or float64[N, g]
+    measured  float64[N] s, NaN where the file states no time
+    row       int64[N] row in the file, from 0; its line in the CSV file is row + 2
+    left_out  str[N] why the fit never sees the row; "" if it does
+    """
+
+    file: str
+    kernel: str
+    gpu: np.ndarray
+    library: np.ndarray
+    format: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    measured: np.ndarray
+    row: np.ndarray
+    left_out: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def taken(rows: Rows, chosen: np.ndarray) -> Rows:
+    """The rows at which chosen, bool[N] or int[M], says so."""
+    per_row = ("gpu", "library", "format", "measured", "row", "left_out")
+    return replace(
+        rows,
+        columns={name: values[chosen] for name, values in rows.columns.items()},
+        **{name: getattr(rows, name)[chosen] for name in per_row},
+    )
+
+
+def lines_of(table: Table) -> np.ndarray:
+    """int64[N] every row of the table."""
+    return np.arange(len(next(iter(table.values()))))
+
+
+def column(table: Table, name: str, at: np.ndarray | None = None) -> np.ndarray:
+    """A column as it stands in the file.
+
+    at      int64[M] rows wanted; default all
+    Raises  ClustersimError naming a missing column and the nearest there is
+    """
+    if name not in table:
+        raise ClustersimError(
+            f'column "{name}" is missing{nearest(name, table)}; there are {", ".join(table)}'
+        )
+    return table[name] if at is None else table[name][at]
+
+
+def numbers(table: Table, name: str, at: np.ndarray | None = None) -> np.ndarray:
+    """float64[M] a column of finite numbers, none missing.
+
+    Raises  ClustersimError with line and value of the first that is none
+    """
+    values = column(table, name, at)
+    if values.dtype.kind not in "iufb":
+        values = np.array([_number(text) for text in values.tolist()])
+    found: np.ndarray = values.astype(np.float64)
+    _refuse(table, name, at, ~np.isfinite(found), "is not a number")
+    return found
+
+
+def positive(table: Table, name: str, at: np.ndarray | None = None) -> np.ndarray:
+    """float64[M] a column of numbers above zero.
+
+    Raises  ClustersimError with line and value of the first that is not
+    """
+    found = numbers(table, name, at)
+    _refuse(table, name, at, found <= 0, "is not above zero")
+    return found
+
+
+def whole(table: Table, name: str, at: np.ndarray | None = None, least: int = 1) -> np.ndarray:
+    """float64[M] a column of whole numbers of at least `least`.
+
+    Raises  ClustersimError with line and value of the first that is not
+    """
+    found = numbers(table, name, at)
+    _refuse(table, name, at, (found < least) | (found % 1 != 0), f"is not a whole number from {least} on")
+    return found
+
+
+def entries(
+    table: Table, name: str, known: Mapping[str, Entry], what: str, at: np.ndarray | None = None
+) -> list[Entry]:
+    """What a table of names holds for every text of a column, however it is capitalised.
+
+    what    what the texts name, for the message: "GPU", "dtype"
+    Raises  ClustersimError with line and value of the first unknown one, the nearest and all allowed
+    """
+    folded = {text.lower(): entry for text, entry in known.items()}
+    texts = [str(text).strip() for text in column(table, name, at).tolist()]
+    strange = np.array([text.lower() not in folded for text in texts], dtype=bool)
+    if strange.any():
+        first = texts[int(np.argmax(strange))]
+        allowed = f"is no known {what}{nearest(first, known)}; there are {', '.join(known)}"
+        _refuse(table, name, at, strange, allowed)
+    return [folded[text.lower()] for text in texts]
+
+
+def gpus(table: Table, at: np.ndarray | None = None, name: str = "gpu") -> np.ndarray:
+    """str[M] names in the catalogue of the GPUs a column names."""
+    return np.array(entries(table, name, _GPUS, "GPU", at), dtype=str)
+
+
+def formats(table: Table, name: str = "dtype", at: np.ndarray | None = None) -> np.ndarray:
+    """str[M] number formats a column names, in our words."""
+    return np.array(entries(table, name, FORMATS, "dtype", at), dtype=str)
+
+
+def libraries(table: Table, at: np.ndarray | None = None) -> np.ndarray:
+    """str[M] first word of `framework`; "" without such a column."""
+    if "framework" not in table:
+        return np.full(len(lines_of(table) if at is None else at), "", dtype=str)
+    words = [str(text).split() for text in column(table, "framework", at).tolist()]
+    return np.array([word[0].lower() if word else "" for word in words], dtype=str)
+
+
+def seconds(table: Table, name: str = "time_us", at: np.ndarray | None = None) -> np.ndarray:
+    """float64[M] s of a column in microseconds; NaN without such a column and in its gaps."""
+    if name not in table:
+        return np.full(len(lines_of(table) if at is None else at), np.nan)
+    values = column(table, name, at)
+    if values.dtype.kind not in "iufb":
+        # Rows to be priced may say anything here: what was measured plays no part in a price.
+        values = np.array([_number(text) for text in values.tolist()])
+    return values.astype(np.float64) * 1e-6
+
+
+def doubts(table: Table, at: np.ndarray | None = None) -> np.ndarray:
+    """str[M] what the source itself says against a row, column `suspect`; "" for nothing."""
+    if "suspect" not in table:
+        return np.full(len(lines_of(table) if at is None else at), "", dtype=str)
+    return np.array([str(text) for text in column(table, "suspect", at).tolist()], dtype=str)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _refuse(table: Table, name: str, at: np.ndarray | None, wrong: np.ndarray, problem: str) -> None:
+    """Raises ClustersimError that names the first wrong row, and how many more there are."""
+    if not wrong.any():
+        return
+    first = int(np.argmax(wrong))
+    row = first if at is None else int(at[first])
+    more = int(wrong.sum()) - 1
+    told = f" (and {more} more)" if more else ""
+    raise ClustersimError(f"line {row + 2}: {name} = {str(table[name][row]) or 'nothing'} {problem}{told}")
