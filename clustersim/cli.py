@@ -282,7 +282,8 @@ def measure(
     """
     from clustersim.study.measure import gpu_name, summary
     from clustersim.study.measure import measure as time_all
-    from clustersim.study.measure_plan import outline, wished
+    from clustersim.study.measure_plan import outline
+    from clustersim.study.model_cases import wished
 
     cases = wished(kernels, quick, model, tp, ep)
     if dry_run:

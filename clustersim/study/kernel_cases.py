@@ -15,9 +15,9 @@ import numpy as np
 from clustersim.seeds import stream
 
 #: Number format → how the measured files spell it.
-SPELLED = {"bf16": "bfloat16", "fp8": "fp8"}
-#: Number format → bytes of a number that is measured here.
-BYTES = {"bf16": 2, "fp8": 1}
+SPELLED = {"bf16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "fp4": "fp4"}
+#: Bytes of a number. Kernels of half a byte are not in plain PyTorch; a model may ask for them all the same.
+BYTES = {"bf16": 2, "fp8": 1, "fp8_block": 1, "fp4": 1}
 
 #: The only MLA that the form of mla.csv can tell: its rows hold no widths. Numbers of a KV token (latent,
 #: rotary part), of a head's key without the rotary part, of a head's value.
@@ -406,6 +406,8 @@ FORMS: dict[type[Any], Form] = {
         inputs=lambda c: c.batch * c.length * c.heads * (2 * (MLA_NOPE + MLA_ROPE) + MLA_V) * _TWO,
         beside=lambda c: c.batch * c.length * c.heads * (MLA_NOPE + MLA_ROPE) * _TWO,
         flop=lambda c: 1.0 * c.batch * c.length**2 * c.heads * (MLA_NOPE + MLA_ROPE + MLA_V),
+        # Values a second time, padded to the width of keys for kernels that want them equally wide.
+        idle=lambda c: c.batch * c.length * c.heads * (MLA_NOPE + MLA_ROPE) * _TWO,
     ),
     MlaDecode: Form(
         kernel="mla_decode",

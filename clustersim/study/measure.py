@@ -24,13 +24,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from clustersim.errors import ClustersimError, nearest
+from clustersim.errors import ClustersimError
+from clustersim.spec.formats import rate_key
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.reading import read_catalogue
+from clustersim.spec.references import catalogue_name, not_in_catalogue
 from clustersim.study.kernel_cases import (
     Case,
     Form,
@@ -43,24 +45,6 @@ from clustersim.study.kernel_cases import (
 )
 from clustersim.study.pack import read_csv
 from clustersim.trace.csv import write_csv
-
-#: What the driver calls a GPU → its name in the catalogue. Of GPUs that are not here (smaller memory, other
-#: form), the driver's own name is written. "NVIDIA H200" was read off a machine, the others are as
-#: published in logs; an unknown one costs nothing but a --gpu.
-DEVICES = {
-    "NVIDIA A100-SXM4-80GB": "a100_sxm",
-    "NVIDIA A800-SXM4-80GB": "a800_sxm",
-    "NVIDIA H100 80GB HBM3": "h100_sxm",
-    "NVIDIA H100 PCIe": "h100_pcie",
-    "NVIDIA H200": "h200_sxm",
-    "NVIDIA H800": "h800_sxm",
-    "NVIDIA H20": "h20",
-    "NVIDIA B200": "b200_sxm",
-    "NVIDIA GB200": "gb200",
-    "NVIDIA B300 SXM6 AC": "b300_sxm",
-    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "rtx_pro_6000",
-    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "rtx_pro_6000",
-}
 
 #: Share of the free GPU memory that a case may take; the rest is for libraries' workspaces.
 ROOM = 0.85
@@ -139,18 +123,17 @@ Row: TypeAlias = dict[str, str | float]
 def gpu_name(device: str, wished: str = "") -> tuple[str, str]:
     """What to write into the column gpu, and a sentence of warning or "".
 
-    device  what the driver says
-    wished  the user's --gpu, which is taken as it is
-    Raises  ClustersimError for a name that no CSV cell should hold
+    device  what the driver says: a name or alias in the catalogue, or written as it is
+    wished  the user's --gpu, which takes its place
+    Raises  ClustersimError for a --gpu that no CSV cell should hold
     """
-    name = wished.strip() or DEVICES.get(device, device)
+    name = wished.strip() or device
     if not name.isprintable() or set(name) & set('",;'):
-        raise ClustersimError(f"--gpu: {name!r} is no name; write one like those of `clustersim catalogue`")
-    known = read_catalogue("gpus")
-    if name in known:
-        return name, ""
-    hint = nearest(name, known)
-    return name, f'"{name}" is no GPU of the catalogue{hint}; --gpu says what to write into the rows'
+        raise ClustersimError(f"--gpu: {name!r} is no name; write one of `clustersim catalogue`, or your own")
+    found = catalogue_name("gpus", name)
+    if found is not None:
+        return found, ""
+    return name, f"{not_in_catalogue('gpus', name)}; --gpu says what to write into the rows"
 
 
 def measure(
@@ -225,7 +208,7 @@ def _least(gpu: str) -> _Limit:
     fastest = max(sheet.flop_rate.values())
 
     def least(case: Case) -> float:
-        rate = sheet.flop_rate.get(getattr(case, "format", "bf16"), fastest)
+        rate = sheet.flop_rate.get(rate_key(getattr(case, "format", "bf16")), fastest)
         return least_seconds(case, rate, sheet.memory_bandwidth)
 
     return least
@@ -355,7 +338,7 @@ def _make(folder: Path) -> None:
         raise ClustersimError(f"{folder}: cannot be made: {error.strerror or error}") from error
 
 
-def summary(outcomes: Sequence[Outcome], folder: Path) -> dict[str, object]:
+def summary(outcomes: Sequence[Outcome], folder: Path) -> dict[str, Any]:
     """What a session did: counts by kernel and result, why cases are missing, the least steady ones.
 
     spread is slowest / fastest - 1 of a case's repetitions.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from clustersim.errors import pick
 from clustersim.study.kernel_cases import (
@@ -22,6 +23,8 @@ from clustersim.study.kernel_cases import (
     MlaDecode,
     MlaPrefill,
     Prefill,
+    bytes_needed,
+    form_of,
 )
 
 
@@ -110,26 +113,28 @@ def plan(kernels: Sequence[str] = KERNELS, quick: bool = False) -> list[Case]:
     kernels  names in KERNELS, in any order
     quick    few of each: minutes instead of an hour
     """
-    grid = QUICK if quick else FULL
+    grid = grid_of(quick)
     return [case for name in chosen(kernels) for case in PLANS[name](grid)]
 
 
-def wished(kernels: str, quick: bool, model: str | None, tp: int, ep: int) -> list[Case]:
-    """The cases that the options of `clustersim measure` ask for.
+def grid_of(quick: bool) -> Grid:
+    """The sizes that are measured."""
+    return QUICK if quick else FULL
 
-    kernels  names in KERNELS with commas between them; "" is all
-    model    a model of the catalogue, to measure its shapes alone, or None
-    Raises   ClustersimError for unknown names, and where the model cannot be shared so
+
+def named(kernels: str) -> list[str]:
+    """The kernels of a list with commas, in the order in which they are measured; all for "".
+
+    Raises  ClustersimError for unknown names
     """
-    names = [name.strip() for name in kernels.split(",") if name.strip()] or list(KERNELS)
-    if model is None:
-        if (tp, ep) != (1, 1):
-            raise ClustersimError("--tp and --ep say how a model is shared; name it with --model")
-        return plan(names, quick)
-    return model_plan(model, tp, ep, names, quick)
+    return chosen([name.strip() for name in kernels.split(",") if name.strip()] or KERNELS)
 
 
-def outline(cases: Sequence[Case]) -> dict[str, object]:
+#: L2 of the machine that a dry run thinks of, bytes: about that of an H100. Source: its data sheet, 50 MB.
+OUTLINE_CACHE = 50e6
+
+
+def outline(cases: Sequence[Case]) -> dict[str, Any]:
     """How many cases there are by kernel, and how much memory the largest takes, bytes."""
     by_kernel: dict[str, list[Case]] = {}
     for case in cases:

@@ -53,8 +53,8 @@ FP8_CAPABILITY = (8, 9)
 _INSTALL = "pip install 'clustersim[measure]'"
 #: What is asked of nvidia-smi for machine.csv.
 _FACTS = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
-#: What torch raises where it has no kernel for a case.
-_NO_KERNEL = (RuntimeError, TypeError, NotImplementedError, AttributeError, ValueError)
+#: What making the inputs of a case may raise: no room, or a torch that lacks a function or an argument.
+_NOT_HERE = (RuntimeError, TypeError, AttributeError, ValueError)
 
 Call: TypeAlias = Callable[[], Any]
 
@@ -153,7 +153,7 @@ class TorchBackend:
                 for way in WAYS[type(case)](self, case, copies(case, self.cache)):
                     if not (way.last and timings):
                         self._try(way, timings, reasons)
-            except RuntimeError as error:
+            except _NOT_HERE as error:
                 reasons.append(self._reason(error))
         if not timings:
             raise CannotRunError("; ".join(reasons))
@@ -162,7 +162,9 @@ class TorchBackend:
     def _try(self, way: Way, timings: list[Timing], reasons: list[str]) -> None:
         try:
             timings.append(self._time(way))
-        except _NO_KERNEL as error:
+        except Exception as error:
+            # Kernels and the compilers behind torch.compile raise kinds of their own. What failed is told if
+            # no other way runs.
             reasons.append(f"{way.name}: {self._reason(error)}")
 
     def _reason(self, error: Exception) -> str:
@@ -321,6 +323,8 @@ def _numbers(b: TorchBackend, fmt: str, *shape: int) -> Any:
     if fmt == "bf16":
         return b.normal(*shape)
     t = b.torch
+    if fmt != "fp8":
+        raise CannotRunError(f"{fmt}: plain PyTorch has no such product")
     if not hasattr(t, "_scaled_mm") or t.cuda.get_device_capability() < FP8_CAPABILITY:
         raise CannotRunError(f"{fmt}: this GPU or this PyTorch has no fp8 products")
     return b.normal(*shape).to(t.float8_e4m3fn)
