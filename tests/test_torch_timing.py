@@ -10,12 +10,29 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy_torch import numpy_torch
 
 from clustersim.cli import main
 from clustersim.errors import ClustersimError
 from clustersim.study import torch_timing
-from clustersim.study.kernel_cases import FORMS, Case, Gemm, copies
+from clustersim.study.kernel_cases import (
+    FORMS,
+    MLA_KV_RANK,
+    MLA_V,
+    OPS,
+    Case,
+    Decode,
+    Elementwise,
+    Experts,
+    Gemm,
+    MlaDecode,
+    MlaPrefill,
+    Prefill,
+    copies,
+    title,
+)
 from clustersim.study.measure import CannotRunError
 from clustersim.study.torch_timing import LEAST_REPLAYS, MOST_CALLS, WAYS, TorchBackend, Way, open_torch
 
@@ -226,6 +243,66 @@ def test_the_backend_takes_as_many_sets_as_the_plan_reckons_with(monkeypatch: py
     monkeypatch.setitem(WAYS, Gemm, ways)
     TorchBackend(fake_torch(machine)).run(CASE)
     assert asked == [copies(CASE, float(1 << 20))]
+
+
+# --- what is called ------------------------------------------------------------------------------
+
+#: One small case of every kind and operator → the shape of what comes out.
+SMALL: dict[Case, tuple[int, ...]] = {
+    Gemm("bf16", 16, 32, 48): (16, 32),
+    Gemm("fp8", 16, 32, 48): (16, 32),
+    Prefill(2, 8, 4, 2, 16): (2, 4, 8, 16),
+    Decode(3, 8, 4, 1, 16): (3, 4, 1, 16),
+    MlaPrefill(2, 8, 4): (2, 4, 8, MLA_V),
+    MlaDecode(2, 8, 4): (2, 4, MLA_KV_RANK),
+    Experts("x", 32, 16, 2, 8, 2, 2, "balanced", 3): (3, 32),
+    Experts("x", 32, 16, 2, 8, 1, 4, "powerlaw_a1.2", 40): (40, 32),
+    **{Elementwise(op, "x", 1, 6, 64, 96, 4, 2): shape for op, shape in {
+        "emb": (6, 64), "input_layernorm": (6, 64), "post_attention_layernorm": (6, 64),
+        "attn_rope": (6, 6, 16), "mlp_act": (6, 96), "add": (6, 64),
+    }.items()},
+}  # fmt: skip
+
+
+def outputs(case: Case, sets: int = 2, **how: Any) -> dict[str, list[Any]]:
+    """What every way to run a case gives, one for each set of inputs."""
+    b = TorchBackend(numpy_torch(**how))
+    return {one.name: [call() for call in one.calls] for one in WAYS[type(case)](b, case, sets)}
+
+
+@pytest.mark.parametrize("case", SMALL, ids=title)
+def test_every_way_to_run_a_case_gives_what_the_case_says(case: Case) -> None:
+    for name, found in outputs(case).items():
+        assert len(found) == 2, name
+        for one in found:
+            # Padded values come out padded.
+            assert one.shape[:-1] == SMALL[case][:-1], name
+            assert one.shape[-1] == SMALL[case][-1] or "padded" in name, name
+            assert np.isfinite(one).all(), name
+        assert not np.array_equal(found[0], found[1]), f"{name}: both sets of inputs are the same"
+
+
+@pytest.mark.parametrize(
+    "case", [MlaDecode(2, 8, 4), *(c for c in SMALL if isinstance(c, Experts))], ids=title
+)
+def test_the_ways_to_run_a_case_agree(case: Case) -> None:
+    first, *others = outputs(case).values()
+    assert others
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-9)
+
+
+def test_every_operator_is_tried_here() -> None:
+    assert {case.op for case in SMALL if isinstance(case, Elementwise)} == set(OPS)
+    assert {type(case) for case in SMALL} == set(FORMS)
+
+
+def test_a_gpu_without_fp8_says_so_and_formats_that_torch_lacks_are_refused() -> None:
+    with pytest.raises(CannotRunError, match="no fp8 products"):
+        outputs(Gemm("fp8", 16, 32, 48), capability=(8, 0))
+    with pytest.raises(CannotRunError, match="fp8_block: plain PyTorch has no such product"):
+        outputs(Gemm("fp8_block", 16, 32, 48))
 
 
 # --- refusals -----------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ class Form:
     file     the CSV file; two kinds may share one
     columns  its heading
     cells    case → the columns that tell it from other cases
-    rates    case, seconds → columns that follow from the time, rounded as they are printed
+    follows  case, seconds → columns that follow from both
     inputs   case → bytes that the kernel must read, each input once
     beside   case → bytes of outputs, of intermediate results and of what all sets of inputs share
     flop     case → floating-point operations
@@ -209,7 +209,7 @@ class Form:
     file: str
     columns: tuple[str, ...]
     cells: Callable[[Any], dict[str, str | int]]
-    rates: Callable[[Any, float], dict[str, float]]
+    follows: Callable[[Any, float], dict[str, str | float]]
     inputs: Callable[[Any], int]
     beside: Callable[[Any], int]
     flop: Callable[[Any], float]
@@ -243,7 +243,7 @@ def row(case: Case, seconds: float, identity: Mapping[str, str]) -> dict[str, st
         **identity,
         **form.cells(case),
         "time_us": _digits(seconds * 1e6),
-        **form.rates(case, seconds),
+        **form.follows(case, seconds),
     }
     return {name: cells[name] for name in form.columns}
 
@@ -287,12 +287,18 @@ def _digits(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _tera(name: str, flop: Callable[[Any], float]) -> Callable[[Any, float], dict[str, float]]:
+def _tera(name: str, flop: Callable[[Any], float]) -> Callable[[Any, float], dict[str, str | float]]:
     return lambda case, seconds: {name: _digits(flop(case) / seconds / 1e12)}
 
 
-def _no_rates(case: Any, seconds: float) -> dict[str, float]:
+def _nothing(case: Any, seconds: float) -> dict[str, str | float]:
     return {}
+
+
+def _of_torch(case: Any, seconds: float) -> dict[str, str | float]:
+    # Readers of mla.csv take a kernel_source for a library of its own, unless it is called a default. What
+    # was called stands in `source`.
+    return {"kernel_source": "torch_default"}
 
 
 def _gemm_flop(c: Gemm) -> float:
@@ -308,7 +314,7 @@ def _kv_bytes(c: Decode) -> int:
     return 2 * c.batch * c.length * c.kv_heads * c.head_dim * BYTES["bf16"]
 
 
-def _decode_rate(c: Decode, seconds: float) -> dict[str, float]:
+def _decode_rate(c: Decode, seconds: float) -> dict[str, str | float]:
     return {"kv_GBps": _digits(_kv_bytes(c) / seconds / 1e9)}
 
 
@@ -372,7 +378,7 @@ FORMS: dict[type[Any], Form] = {
             "source",
         ),
         cells=lambda c: {"dtype": SPELLED[c.format], "m": c.m, "n": c.n, "k": c.k},
-        rates=_tera("tflops", _gemm_flop),
+        follows=_tera("tflops", _gemm_flop),
         inputs=lambda c: (c.m * c.k + c.n * c.k) * BYTES[c.format],
         beside=lambda c: c.m * c.n * _TWO,
         flop=_gemm_flop,
@@ -382,7 +388,7 @@ FORMS: dict[type[Any], Form] = {
         file="attn_prefill.csv",
         columns=("gpu", "framework", *_ATTENTION, "isl", *_HEADS, "tflops_causal", "source"),
         cells=lambda c: _attention_cells(c, "isl"),
-        rates=_tera("tflops_causal", _causal_flop),
+        follows=_tera("tflops_causal", _causal_flop),
         inputs=lambda c: c.batch * c.length * (c.heads + 2 * c.kv_heads) * c.head_dim * _TWO,
         beside=lambda c: c.batch * c.length * c.heads * c.head_dim * _TWO,
         flop=_causal_flop,
@@ -392,7 +398,7 @@ FORMS: dict[type[Any], Form] = {
         file="attn_decode.csv",
         columns=("gpu", "framework", *_ATTENTION, "kv_len", *_HEADS, "kv_GBps", "source"),
         cells=lambda c: _attention_cells(c, "kv_len"),
-        rates=_decode_rate,
+        follows=_decode_rate,
         inputs=lambda c: _kv_bytes(c) + c.batch * c.heads * c.head_dim * _TWO,
         beside=lambda c: c.batch * c.heads * c.head_dim * _TWO,
         flop=lambda c: 4.0 * c.batch * c.length * c.heads * c.head_dim,
@@ -402,7 +408,7 @@ FORMS: dict[type[Any], Form] = {
         file="mla.csv",
         columns=_MLA_COLUMNS,
         cells=lambda c: _mla_cells(c, "prefill"),
-        rates=_no_rates,
+        follows=_of_torch,
         inputs=lambda c: c.batch * c.length * c.heads * (2 * (MLA_NOPE + MLA_ROPE) + MLA_V) * _TWO,
         beside=lambda c: c.batch * c.length * c.heads * (MLA_NOPE + MLA_ROPE) * _TWO,
         flop=lambda c: 1.0 * c.batch * c.length**2 * c.heads * (MLA_NOPE + MLA_ROPE + MLA_V),
@@ -414,7 +420,7 @@ FORMS: dict[type[Any], Form] = {
         file="mla.csv",
         columns=_MLA_COLUMNS,
         cells=lambda c: _mla_cells(c, "decode"),
-        rates=_no_rates,
+        follows=_of_torch,
         inputs=lambda c: (_mla_latent(c) + c.batch * c.heads * (MLA_KV_RANK + MLA_ROPE)) * _TWO,
         # Scores and weights of all pairs: plain torch may write them out, in fp32 for the softmax.
         beside=lambda c: c.batch * c.heads * (c.length * 8 + MLA_KV_RANK * _TWO),
@@ -439,7 +445,7 @@ FORMS: dict[type[Any], Form] = {
             "distribution": c.distribution,
             "num_tokens_global": c.tokens,
         },
-        rates=_no_rates,
+        follows=_nothing,
         inputs=lambda c: (_expert_weights(c) + min(c.tokens, _pairs(c)) * c.hidden) * _TWO,
         # Rows permuted, up, activated, down and weighted, and the sum in fp32.
         beside=lambda c: _pairs(c) * (3 * c.hidden + 4 * (c.inter // c.tp)) * _TWO + 6 * c.tokens * c.hidden,
@@ -463,7 +469,7 @@ FORMS: dict[type[Any], Form] = {
             "n_head": c.heads,
             "n_kv_head": c.kv_heads,
         },
-        rates=_no_rates,
+        follows=_nothing,
         inputs=lambda c: OPS[c.op](c)[0] * _TWO,
         beside=lambda c: (OPS[c.op](c)[1] + (VOCAB * c.width if c.op == "emb" else 0)) * _TWO,
         flop=lambda c: 0.0,

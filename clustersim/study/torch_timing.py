@@ -394,7 +394,7 @@ def _mla_decode(b: TorchBackend, case: MlaDecode, sets: int) -> Iterator[Way]:
         # All heads share one key: they are rows of one head's query.
         q, kv = query.unsqueeze(1), latent.unsqueeze(1)
         attention = t.nn.functional.scaled_dot_product_attention
-        return attention(q, kv, kv[..., :MLA_KV_RANK], scale=1.0)
+        return attention(q, kv, kv[..., :MLA_KV_RANK], scale=1.0).squeeze(1)
 
     pairs = list(zip(queries, latents, strict=True))
     yield Way("torch.matmul, softmax, torch.matmul", [partial(products, *pair) for pair in pairs])
