@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from clustersim.spec.gpus import gpu_named
 from clustersim.spec.kernel_tables import TableKey
+from clustersim.spec.model import FORMAT_BYTES
 from clustersim.study import layer_profiles
 from clustersim.study.kernel_rows import (
     Rows,
@@ -70,8 +72,22 @@ def of_layers(profile: Profile) -> list[Rows]:
     if not any_here.any():
         return []
     rows = rows_of_layers(profile, "gemm", any_here, {"m": m, "n": n, "k": k})
-    reasons = np.where(_throttled(rows), _THROTTLED, rows.left_out)
+    reasons = np.select([_from_l2(rows), _throttled(rows)], [_FROM_L2, _THROTTLED], default=rows.left_out)
     return [Rows(**{**{name: getattr(rows, name) for name in Rows.__slots__}, "left_out": reasons})]
+
+
+def _from_l2(rows: Rows) -> np.ndarray:
+    """bool[N] of rows ruled by reading weights, of products that show themselves faster than HBM."""
+    n, k = rows.columns["n"], rows.columns["k"]
+    number = np.array([FORMAT_BYTES[form] for form in rows.format.tolist()])
+    bandwidth = np.array([gpu_named(gpu).memory_bandwidth for gpu in rows.gpu.tolist()])
+    read = n * k * number / bandwidth
+    marked = np.zeros(len(n), dtype=bool)
+    for gpu, *shape in sorted(set(zip(rows.gpu.tolist(), n.tolist(), k.tolist(), strict=True))):
+        same = (rows.gpu == gpu) & (n == shape[0]) & (k == shape[1])
+        if (rows.measured[same] < read[same]).any():
+            marked |= same & (rows.measured < _READING * read)
+    return marked
 
 
 def _throttled(rows: Rows) -> np.ndarray:
