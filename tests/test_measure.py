@@ -18,6 +18,8 @@ from clustersim.plan.stepgraph import KERNELS as STEP_KERNELS
 from clustersim.spec.model import Model
 from clustersim.spec.reading import read_catalogue
 from clustersim.study import elementwise_rows, gemm_rows
+from clustersim.study.attention_rows import new_tokens, prompts
+from clustersim.study.expert_layer_rows import fused_layers
 from clustersim.study.kernel_cases import (
     FORMS,
     KERNELS,
@@ -41,8 +43,10 @@ from clustersim.study.kernel_cases import (
     row,
     title,
 )
+from clustersim.study.kernel_rows import Rows
 from clustersim.study.measure import CannotRunError, Machine, Outcome, Timing, gpu_name, measure, summary
 from clustersim.study.measure_plan import FULL, QUICK, Grid, plan
+from clustersim.study.mla_rows import mla_rows
 from clustersim.study.model_cases import model_cases, wished
 from clustersim.study.pack import read_csv
 
@@ -98,6 +102,14 @@ class Fake:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def told(reader: Callable[..., list[Rows]], folder: Path, name: str) -> list[str]:
+    """The kernels that a reader finds in a file, one row each, of torch where the form names a library."""
+    found = reader(read_csv(folder / f"{name}.csv"), name)
+    assert [len(rows) for rows in found] == [1] * len(found)
+    assert name == "elementwise" or {str(rows.library[0]) for rows in found} == {"torch"}
+    return [rows.kernel for rows in found]
 
 
 # --- the plan -----------------------------------------------------------------------------------
@@ -270,8 +282,18 @@ def test_a_session_leaves_files_that_the_readers_of_measured_rows_take(tmp_path:
     assert gemm.format.tolist() == ["bf16", "fp8"]
     assert gemm.library.tolist() == ["torch", "torch"]
     assert gemm.gpu.tolist() == ["h100_sxm", "h100_sxm"]
-    rope = elementwise_rows.READERS["vidur_elementwise_ops"](read_csv(tmp_path / "elementwise.csv"))
-    assert [rows.kernel for rows in rope] == ["rotary"]
+    assert told(elementwise_rows.READERS["vidur_elementwise_ops"], tmp_path, "elementwise") == ["rotary"]
+
+
+def test_attention_and_expert_rows_are_read_as_kernels_of_torch(tmp_path: Path) -> None:
+    measure(ONE_EACH, Fake(), tmp_path, "h100_sxm")
+    assert told(prompts, tmp_path, "attn_prefill") == ["attention_prefill"]
+    assert told(new_tokens, tmp_path, "attn_decode") == ["attention_decode"]
+    assert told(mla_rows, tmp_path, "mla") == ["mla_prefill", "mla_decode"]
+    assert told(fused_layers, tmp_path, "moe_kernels") == ["experts"]
+    (layer,) = fused_layers(read_csv(tmp_path / "moe_kernels.csv"), "moe_kernels")
+    case = next(case for case in ONE_EACH if isinstance(case, Experts))
+    assert layer.columns["counts"].tolist() == [pytest.approx(rank_counts(case), abs=1)]
 
 
 def test_the_same_measurement_leaves_the_same_bytes(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from clustersim.seeds import stream
+from clustersim.study.expert_loads import hot_rank_counts
 
 #: Number format → how the measured files spell it.
 SPELLED = {"bf16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "fp4": "fp4"}
@@ -23,9 +23,6 @@ BYTES = {"bf16": 2, "fp8": 1, "fp8_block": 1, "fp4": 1}
 #: rotary part), of a head's key without the rotary part, of a head's value.
 #: Source: DeepSeek-V2, arXiv:2405.04434, section 3.1.2; DeepSeek-V3 keeps them.
 MLA_KV_RANK, MLA_ROPE, MLA_NOPE, MLA_V = 512, 64, 128, 128
-
-#: Exponent of the skewed expert load that the measured files call powerlaw_a1.2.
-POWER = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ class Experts:
     model         for people
     hidden, inter width of the residual stream; inner width of a whole expert
     tp, ep        ranks that share an expert; ranks that share the experts
-    distribution  a key of LOADS
+    distribution  one of LOADS
     tokens        of the whole expert-parallel group
     """
 
@@ -147,47 +144,21 @@ def rotated(case: Elementwise) -> int:
 
 
 def rank_counts(case: Experts) -> np.ndarray:
-    """Tokens of each expert on the measured rank: int64[experts / ep].
+    """Tokens of each expert on the measured rank, largest first: int64[experts / ep].
 
-    Balanced: the group's tokens × top_k are dealt over the ranks and, on each, over its experts, one by
-    one; the measured rank is the first, which has the most. Power law: as `LOADS` says, and the
-    measured rank is the busiest. No expert gets more than all tokens.
+    What the readers of such rows take a pattern to mean, in whole tokens: those that rounding down leaves
+    over go to the largest remainders.
     """
-    return LOADS[case.distribution](case)
-
-
-def _balanced(case: Experts) -> np.ndarray:
-    pairs = -(-case.tokens * case.top_k // case.ep)
-    here = case.experts // case.ep
-    return pairs // here + (np.arange(here) < pairs % here).astype(np.int64)
-
-
-def _power_law(case: Experts) -> np.ndarray:
-    # By inverse transform: density ~ x^-1.2 between 1 and 100, the ratio of a hot expert to a cold one. The
-    # draw belongs to (experts, ep) alone, so that a curve over tokens is one of the same skew.
-    drawn = stream(0, "measure", case.experts, case.ep).random(case.experts)
-    low, high = 1.0, 100.0 ** (1 - POWER)
-    wanted: np.ndarray = (low + (high - low) * drawn) ** (1 / (1 - POWER))
-    counts = _dealt(wanted, case.tokens * case.top_k, case.tokens).reshape(case.ep, -1)
-    return cast(np.ndarray, counts[np.argmax(counts.sum(axis=1))])
-
-
-def _dealt(weights: np.ndarray, pairs: int, most: int) -> np.ndarray:
-    """Whole numbers in proportion to weights that add up to `pairs`, none above `most`: int64[E]."""
-    counts = np.zeros(len(weights), dtype=np.int64)
-    while (left := pairs - int(counts.sum())) > 0:
-        open_ = counts < most
-        share = np.where(open_, weights, 0.0) / weights[open_].sum() * left
-        whole = np.minimum(share.astype(np.int64), most - counts)
-        if not whole.any():
-            # Less than one each: the largest remainders, the first of equals.
-            whole[np.argsort(-share, kind="stable")[:left]] = 1
-            whole = np.minimum(whole, most - counts)
-        counts += whole
+    sizes = case.tokens, case.top_k, case.experts, case.ep
+    expected = hot_rank_counts(*sizes, case.distribution)
+    counts = np.floor(expected).astype(np.int64)
+    left = round(float(expected.sum())) - int(counts.sum())
+    counts[np.argsort(counts - expected, kind="stable")[:left]] += 1
     return counts
 
 
-LOADS: dict[str, Callable[[Experts], np.ndarray]] = {"balanced": _balanced, "powerlaw_a1.2": _power_law}
+#: Patterns of the measured moe_kernels.csv.
+LOADS = ("balanced", "powerlaw_a1.2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,7 +421,7 @@ FORMS: dict[type[Any], Form] = {
         # Rows permuted, up, activated, down and weighted, and the sum in fp32.
         beside=lambda c: _pairs(c) * (3 * c.hidden + 4 * (c.inter // c.tp)) * _TWO + 6 * c.tokens * c.hidden,
         flop=lambda c: 6.0 * _pairs(c) * c.hidden * (c.inter // c.tp),
-        idle=lambda c: _expert_weights_unread(c) * _TWO,
+        idle=lambda c: (_expert_weights_unread(c) + c.tokens * c.hidden) * _TWO,
     ),
     Elementwise: Form(
         kernel="elementwise",

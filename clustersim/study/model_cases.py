@@ -99,8 +99,8 @@ def _calls(model: Model, tp: int) -> Iterator[Call]:
 def _scenario(model: Model, tp: int) -> Scenario:
     server = pick(read_catalogue("servers"), _SERVER, "server")
     assert isinstance(server, Server)
-    whole = model.experts % tp == 0
-    shared = {"expert_parallel": tp if whole else 1, "expert_tensor_parallel": 1 if whole else tp}
+    way = "expert_tensor_parallel" if model.experts % tp else "expert_parallel"
+    shared = {way: tp} if model.experts else {}
     scenario = Scenario.model_validate(
         {
             "name": "measure",

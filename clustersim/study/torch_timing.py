@@ -406,15 +406,15 @@ def _experts(b: TorchBackend, case: Experts, sets: int) -> Iterator[Way]:
     t = b.torch
     counts = rank_counts(case)
     pairs, inner = int(counts.sum()), case.inter // case.tp
-    arrived = min(case.tokens, pairs)
     weights = b.kept(
         ("experts", len(counts), case.hidden, inner),
         sets,
         lambda: (b.normal(len(counts), 2 * inner, case.hidden), b.normal(len(counts), case.hidden, inner)),
     )
-    inputs = [b.normal(arrived, case.hidden) for _ in range(sets)]
+    # The rank sees the tokens of the whole group and takes its own, as the measured layers do.
+    inputs = [b.normal(case.tokens, case.hidden) for _ in range(sets)]
     # Neighbours go to one expert, so that none gets a token twice.
-    token = t.arange(pairs, device="cuda") % arrived
+    token = t.arange(pairs, device="cuda") % case.tokens
     share = t.rand(pairs, 1, device="cuda", dtype=t.bfloat16)
     ends = t.tensor(counts.cumsum().tolist(), device="cuda", dtype=t.int32)
     held = enumerate(zip(counts, counts.cumsum(), strict=True))
