@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from clustersim.errors import ClustersimError
 from clustersim.plan.stepgraph import KERNELS as STEP_KERNELS
 from clustersim.spec.model import Model
 from clustersim.spec.reading import read_catalogue
-from clustersim.study import elementwise_rows, gemm_rows
+from clustersim.study import elementwise_rows, gemm_rows, torch_timing
 from clustersim.study.attention_rows import new_tokens, prompts
 from clustersim.study.expert_layer_rows import fused_layers
 from clustersim.study.kernel_cases import (
@@ -482,6 +483,49 @@ def test_a_dry_run_needs_no_gpu_and_writes_nothing(
     shown = capsys.readouterr().out
     assert all(name in shown for name in KERNELS)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_measures_refuses_to_write_over_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fake = Fake()
+    monkeypatch.setattr(torch_timing, "open_torch", lambda device: fake)
+    wish = ("--quick", "--kernel", "mla_decode,gemm", "--out", "mine")
+    assert status(*wish) == 0
+    streams = capsys.readouterr()
+    assert "mla_decode" in streams.out and "cases.csv tells" in streams.out
+    assert streams.err == ""
+    assert {path.name for path in Path("mine").iterdir()} == {
+        "gemm.csv",
+        "mla.csv",
+        "cases.csv",
+        "machine.csv",
+    }
+    assert set(read_csv(Path("mine") / "gemm.csv")["gpu"].tolist()) == {"h100_sxm"}
+    assert status(*wish) == 2
+    assert "--resume keeps its rows" in capsys.readouterr().err
+    ran = len(fake.ran)
+    assert status(*wish, "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["kernels"]["mla_decode"] == {"kept": 16}
+    assert len(fake.ran) == ran
+
+
+def test_an_interruption_ends_with_its_status_and_whole_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = Fake()
+
+    def few(case: Case) -> Sequence[float]:
+        if len(fake.ran) > 7:
+            raise KeyboardInterrupt
+        return slow(case)
+
+    fake.time = few
+    monkeypatch.setattr(torch_timing, "open_torch", lambda device: fake)
+    assert status("--quick", "--out", str(tmp_path / "mine")) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+    assert len(read_csv(tmp_path / "mine" / "gemm.csv")["m"]) == 7
 
 
 def test_every_matrix_kernel_of_a_step_can_be_measured() -> None:

@@ -151,7 +151,7 @@ def rank_counts(case: Experts) -> np.ndarray:
     """
     sizes = case.tokens, case.top_k, case.experts, case.ep
     expected = hot_rank_counts(*sizes, case.distribution)
-    counts = np.floor(expected).astype(np.int64)
+    counts: np.ndarray = np.floor(expected).astype(np.int64)
     left = round(float(expected.sum())) - int(counts.sum())
     counts[np.argsort(counts - expected, kind="stable")[:left]] += 1
     return counts
