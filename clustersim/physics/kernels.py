@@ -24,7 +24,10 @@ from clustersim.spec.kernel_tables import KernelTable, TableKey, fitted_paramete
 
 #: Where `library` is AUTO, the first that has a table.
 AUTO = "auto"
-LIBRARIES = ("trtllm", "vllm", "sglang", "deepgemm", "flashinfer", "fa3", "vidur", "frontier")
+LIBRARIES = (
+    *("trtllm", "vllm", "sglang", "deepgemm", "deepgemm_masked", "deepgemm_contiguous", "trtllm_wide"),
+    *("flashinfer", "fa3", "vidur", "frontier", "infersim"),
+)
 #: Format → formats whose tables stand in for it, nearest first.
 STAND_INS = {
     "bf16": ("fp8", "fp8_block"),
