@@ -11,6 +11,7 @@ import numpy as np
 
 from clustersim.plan.stepgraph import Call, Operator
 from clustersim.spec.hardware import Gpu
+from clustersim.spec.model import rate_format
 
 #: ways a library may cut the inner dimension when tiles alone leave SMs idle
 SPLITS = (1, 2, 4, 8, 16)
@@ -51,10 +52,11 @@ def price(op: Operator, gpu: Gpu) -> np.ndarray:
     """
     call = op.call
     assert call is not None, f"{op.name} is no kernel"
-    least = op.flop / gpu.flop_rate[call.format]
+    fmt = rate_format(call.format, gpu.flop_rate)
+    least = op.flop / gpu.flop_rate[fmt]
     product = _product(call)
     # Waves of tiles can only cost more than the FLOP themselves; rounding must not undercut that.
-    arithmetic = least if product is None else np.maximum(product_seconds(*product, gpu, call.format), least)
+    arithmetic = least if product is None else np.maximum(product_seconds(*product, gpu, fmt), least)
     return np.asarray(np.maximum(arithmetic, op.bytes / gpu.memory_bandwidth) + gpu.launch_latency)
 
 

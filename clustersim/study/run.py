@@ -28,7 +28,7 @@ Tell = Callable[[int, int], None]
 #: they are joined at the end of a run, it stays below 3 GB.
 _MOST_ROWS = 20_000_000
 #: Operators of a layer on one rank, at most.
-_OPERATORS = 22
+_OPERATORS = 25
 
 #: Folders of examples that an installed package carries, and where it keeps them.
 _EXAMPLES = ("workloads", "topologies")
@@ -105,8 +105,8 @@ def too_long_to_record(scenario: Scenario) -> list[Mistake]:
     slots = slots_of(d, scenario.model.experts)
     per_rank = scenario.model.layers * (_OPERATORS + (3 * slots if d.experts.service == "by_expert" else 0))
     ranks = d.tensor_parallel * d.data_parallel
-    queues = passes * scenario.model.layers * ranks * slots
-    flows = 2 * scenario.model.layers * d.expert_parallel if scenario.trace.level == "flows" else 0
+    queues = passes * scenario.model.moe_layers * ranks * slots
+    flows = 2 * scenario.model.moe_layers * d.expert_parallel if scenario.trace.level == "flows" else 0
     spans = passes * ranks * (per_rank + flows) if scenario.trace.level != "sums" else 0
     if spans + queues <= _MOST_ROWS:
         return []
