@@ -1,7 +1,7 @@
 """Quantities as text with a unit, to SI floats and back.
 
 b is bit, B is byte; k, M, G, T are decimal, Ki, Mi, Gi, Ti binary. A bare number is refused: it
-has no unit. Inside the program there are only seconds, bytes, bytes/s, FLOP and FLOP/s.
+has no unit. Inside the program there are only seconds, bytes, bytes/s, FLOP, FLOP/s, W and Hz.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ UNITS: dict[str, dict[str, float]] = {
     "size": _SIZES,
     "bandwidth": {f"{unit}/s": value for unit, value in _SIZES.items()},
     "flop rate": {f"{prefix}FLOP/s": factor for prefix, factor in _DECIMAL.items()},
+    "power": {"W": 1.0, "kW": 1e3, "MW": 1e6},
+    "frequency": {"Hz": 1.0, "MHz": 1e6, "GHz": 1e9},
 }
 
 EXAMPLES = {
@@ -32,6 +34,8 @@ EXAMPLES = {
     "size": "80 GiB",
     "bandwidth": "400 Gb/s",
     "flop rate": "989 TFLOP/s",
+    "power": "700 W",
+    "frequency": "1830 MHz",
 }
 
 _QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)?\s*")
@@ -42,7 +46,7 @@ def parse(text: object, dimension: str) -> float:
 
     text       a number and a unit, e.g. "400 Gb/s"
     dimension  a key of UNITS
-    Returns    seconds, bytes, bytes/s, FLOP/s; finite and never negative
+    Returns    seconds, bytes, bytes/s, FLOP/s, W, Hz; finite and never negative
     Raises     UnitError that says what would be right
     """
     example = EXAMPLES[dimension]
@@ -80,6 +84,8 @@ _SHOWN: dict[str, tuple[tuple[float, str], ...]] = {
     "size": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
     "bandwidth": ((1e12, "TB/s"), (1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s")),
     "flop rate": ((1e15, "PFLOP/s"), (1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1.0, "FLOP/s")),
+    "power": ((1e6, "MW"), (1e3, "kW"), (1.0, "W")),
+    "frequency": ((1e9, "GHz"), (1e6, "MHz"), (1.0, "Hz")),
 }
 
 
@@ -102,5 +108,5 @@ def show(value: float, dimension: str, digits: int = 3) -> str:
 
 def exact(value: float, dimension: str) -> str:
     """The quantity as text that `parse` reads back to the very same float."""
-    unit = {"time": "s", "size": "B", "bandwidth": "B/s", "flop rate": "FLOP/s"}[dimension]
+    unit = next(unit for unit, factor in UNITS[dimension].items() if factor == 1.0)
     return f"{value!r} {unit}"

@@ -97,7 +97,6 @@ PLACES = {
     "Cable": "[[topology.cables]]",
     "Server": "[topology.server]",
     "Gpu": "[topology.server.gpu]",
-    "Tile": "tiles of a GPU",
     "Model": "[model]",
     "Mla": "[model.mla]",
     "Deployment": "[deployment]",

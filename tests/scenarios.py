@@ -1,7 +1,7 @@
 """Tiny scenarios in memory for tests, and the traces of their runs as tables that are easy to ask.
 
-The GPU here is chosen for reckoning by hand: one SM and tiles of one number, so that no wave is ever
-partly empty and a product takes 2 m n k / rate; no launch, no latency anywhere unless asked for.
+The GPU here is chosen for reckoning by hand: nothing of it was measured, so that a
+product takes the longer of 2 m n k / rate and its bytes; no launch, no latency anywhere unless asked for.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def gpu(
     rate: float = FLOP_RATE, hbm: float = HBM, launch: float = 0.0, memory: str = "80 GiB", **other: Any
 ) -> dict[str, Any]:
     """One accelerator. rate FLOP/s, hbm bytes/s, launch s."""
-    values = {"sms": 1, "tiles": [[1, 1]], "source": "test"}
+    values = {"sms": 1, "source": "test"}
     return {
         "name": "plain",
         "flop_rate": {"bf16": units.exact(rate, "flop rate"), "fp8": units.exact(2 * rate, "flop rate")},

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pytest import approx
 from scenarios import fat_tree, gpu, parallel, rail_tree, single_server, tiny
 
-from clustersim.physics.compute import price, product_seconds
+from clustersim.physics.compute import price
 from clustersim.plan.builder import load_of
 from clustersim.plan.gating import GATINGS, expert_counts
 from clustersim.plan.layout import lay_out
@@ -277,7 +275,7 @@ def test_left_to_choose_tp_ranks_scatter_where_it_spares_the_network(
 @EVERYWHERE
 def test_no_price_is_below_the_roofline(deployment: str, model: str, batch: str) -> None:
     case = lowered(deployment, model, batch)
-    sheet = {"sms": 132, "tiles": [[64, 64], [128, 256]], "launch": 1e-6}
+    sheet = {"sms": 132, "launch": 1e-6}
     card = Gpu.model_validate(gpu(**sheet))
     for op in case.graph.operators:
         if op.exchange is None:
@@ -403,66 +401,7 @@ def test_a_spoiled_graph_is_refused_by_the_law_it_breaks(law: str) -> None:
         check(SPOILED[law](graph), 4, 4)
 
 
-# ---- prices -------------------------------------------------------------------------------------
-
-
-def card(**other: Any) -> Gpu:
-    return Gpu.model_validate(gpu(**{"sms": 4, "tiles": [[64, 64]], "rate": 4e9, **other}))
-
-
-def seconds(rows: list[list[int]], columns: int, depth: int, on: Gpu) -> list[float]:
-    wide = np.full(len(rows), columns)
-    return product_seconds(np.array(rows), wide, depth, on, "bf16").tolist()
-
-
-def test_a_product_costs_whole_waves_of_tiles() -> None:
-    # Four SMs at 1 GFLOP/s each; a 64 x 64 tile of depth 32 is 2 * 64 * 64 * 32 FLOP = 262 144 ns.
-    # 100 x 130: 2 x 3 tiles, two waves. 64 x 256: 1 x 4, one wave. 65 rows: 2 x 4, two waves.
-    tile = 2 * 64 * 64 * 32 / 1e9
-    assert seconds([[100]], 130, 32, card()) == approx([2 * tile])
-    assert seconds([[64], [65], [0]], 256, 32, card()) == approx([tile, 2 * tile, 0])
-
-
-def test_the_inner_dimension_is_split_where_tiles_leave_multiprocessors_idle() -> None:
-    # One tile on four SMs, cut into four parts of depth 64, into two of them, or not at all: 63 is too short.
-    tile = 2 * 64 * 64 / 1e9
-    assert seconds([[64]], 64, 256, card()) == approx([64 * tile])
-    assert seconds([[64]], 64, 128, card()) == approx([64 * tile])
-    assert seconds([[64]], 64, 126, card()) == approx([126 * tile])
-
-
-def test_the_best_tile_is_taken() -> None:
-    # One row: tiles of 16 rows waste less than tiles of 64.
-    both = card(tiles=[[64, 64], [16, 64]])
-    assert seconds([[1]], 256, 32, both) == approx([2 * 16 * 64 * 32 / 1e9])
-
-
-def test_the_experts_of_a_rank_are_one_grouped_product_over_its_own_tokens() -> None:
-    # 64 + 1 + 0 rows: 1 + 1 + 0 tiles of rows, 2 of columns: 4 tiles, one wave.
-    tile = 2 * 64 * 64 * 32 / 1e9
-    assert seconds([[64, 1, 0]], 128, 32, card()) == approx([tile])
-    assert seconds([[65, 1, 0]], 128, 32, card()) == approx([2 * tile])
-
-
-@given(
-    rows=st.lists(st.integers(0, 700), min_size=2, max_size=6),
-    columns=st.integers(1, 600),
-    depth=st.integers(1, 600),
-)
-def test_uneven_rows_cost_no_less_than_even_ones(rows: list[int], columns: int, depth: int) -> None:
-    # Only where the even share fills its tiles: 64 + 64 rows take two tiles of 128 rows, 128 + 0 one.
-    share = -(-sum(rows) // (len(rows) * 128)) * 128
-    rows = [*rows[:-1], rows[-1] + share * len(rows) - sum(rows)]
-    on = card(sms=7, tiles=[[64, 32], [128, 64]])
-    uneven, even = (seconds([r], columns, depth, on)[0] for r in (rows, [share] * len(rows)))
-    assert uneven >= even * (1 - 1e-12)
-    assert even >= 2 * sum(rows) * columns * depth / 4e9 * (1 - 1e-12)
-
-
-@given(rows=st.integers(0, 3000), columns=st.integers(1, 3000), depth=st.integers(1, 3000))
-def test_a_product_takes_no_less_than_its_flop_at_peak_rate(rows: int, columns: int, depth: int) -> None:
-    on = card(sms=7, tiles=[[64, 32], [128, 64]])
-    assert seconds([[rows]], columns, depth, on)[0] >= 2 * rows * columns * depth / 4e9 * (1 - 1e-12)
+# ---- what experts read -----------------------------------------------------------------------------
 
 
 def test_an_expert_with_one_token_is_read_whole_and_one_without_not_at_all() -> None:

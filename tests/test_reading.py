@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable
 from copy import deepcopy
@@ -145,7 +146,7 @@ def test_every_default_is_written_out() -> None:
         "reroute_after": "0.001 s",
     }
     assert values["deployment"]["experts"]["policy"] == "contiguous"
-    assert "from" not in text.split()
+    assert not re.search(r"^from = ", text, re.MULTILINE)
 
 
 SMALL = Scenario.model_validate(

@@ -31,7 +31,6 @@ GPU = Gpu(
     memory="80 GiB",
     memory_bandwidth="3.35 TB/s",
     sms=132,
-    tiles=[[128, 256]],
     launch_latency="3 us",
     source="test",
 )

@@ -106,7 +106,17 @@ SCHEMA: dict[str, str] = {
     "claimed.tpot.claimed": "what is claimed, s",
     "claimed.tpot.found": "mean of `latency.tpot`, s",
     "claimed.tpot.ratio": "found / claimed",
-    "prices": "how the durations of operators were found, as the engine counted them",
+    "prices.shares.<origin>": "share of the computing time that is measured, interpolated between "
+    "measured calls, extrapolated beyond them or from a relative of the GPU, or formula alone; `prices` is "
+    "null where nothing was computed",
+    "prices.bases[].basis": "measured table: gpu, format and library; empty for the data sheet alone",
+    "prices.bases[].share": "share of the computing time that rests on it",
+    "prices.beyond[].operator": "an operator whose price is extrapolated or a formula's; the largest only",
+    "prices.beyond[].kernel": "GPU kernel it calls",
+    "prices.beyond[].origin": "extrapolated or formula",
+    "prices.beyond[].basis": "as in `prices.bases`",
+    "prices.beyond[].share": "share of the computing time",
+    "prices.beyond[].octaves": "the furthest it lies beyond what was measured, powers of two",
     "gpus[].gpu": "vertex of the topology",
     "gpus[].rank": "its rank",
     "gpus[].server": "server it sits in",

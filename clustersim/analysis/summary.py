@@ -11,6 +11,7 @@ from clustersim.analysis.claims import claim_notes, claimed
 from clustersim.analysis.exchanges import algorithms
 from clustersim.analysis.experts import experts
 from clustersim.analysis.latency import bounds, latencies, numbers, phases, throughput, words
+from clustersim.analysis.prices import price_notes, prices
 from clustersim.analysis.schema import SCHEMA_VERSION
 from clustersim.analysis.utilization import busiest, gpus, links, mfu, queues, spread, tiers
 from clustersim.trace.plain import plain
@@ -47,7 +48,7 @@ def summarize(trace: Trace) -> dict[str, Any]:
         "tiers": tiers(per_link),
         "queues": queues(trace),
         "claimed": claimed(trace, rates["total_tokens_per_second"], tpot),
-        "prices": facts.get("prices"),
+        "prices": prices(trace),
         "gpus": per_gpu,
         "links": per_link,
     }
@@ -79,6 +80,7 @@ def memory(trace: Trace) -> dict[str, Any] | None:
 def _notes(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on what stands out in a run."""
     yield from filter(None, [trace.facts.get("startup")])
+    yield from price_notes(trace, summary["prices"])
     yield from _fault_note(trace)
     yield from _wait_note(trace, summary)
     imbalance = summary["experts"] and summary["experts"]["imbalance"]["mean"]

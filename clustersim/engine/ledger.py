@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clustersim.engine.fabric import Meeting
-from clustersim.engine.tokenbatch import Program, TokenBatch
+from clustersim.engine.tokenbatch import PriceKey, Program, TokenBatch
 from clustersim.plan.layout import Layout
 from clustersim.plan.stepgraph import Operator
 from clustersim.trace.record import Recorder
@@ -74,6 +74,7 @@ class Ledger:
         self._waits: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}
         #: (operator, phase, kind, algorithm) → how often, bytes
         self._exchanges: dict[Key, tuple[int, float]] = {}
+        self._prices: dict[tuple[str, PriceKey], tuple[int, float, float]] = {}
 
     def write(self, batch: TokenBatch) -> int:
         """Rows of a finished token batch.
@@ -94,8 +95,19 @@ class Ledger:
             self.flop[batch.graph.ranks[op.stage]] += op.flop
             self.moved[batch.graph.ranks[op.stage]] += op.bytes
         self._choices(batch)
+        self._priced(batch)
         self._flows(batch)
         return released
+
+    def _priced(self, batch: TokenBatch) -> None:
+        """Counts where the durations of a batch's operators come from."""
+        for key, (count, seconds, outside) in batch.prices.items():
+            held = self._prices.get((batch.phase, key), (0, 0.0, 0.0))
+            self._prices[batch.phase, key] = (
+                held[0] + count,
+                held[1] + seconds,
+                max(held[2], outside),
+            )
 
     def _choices(self, batch: TokenBatch) -> None:
         """Counts by which algorithm every exchange was done."""
@@ -284,7 +296,7 @@ class Ledger:
                 )
 
     def write_sums(self) -> None:
-        """Rows of the sums over all token batches, and of the algorithms of their exchanges."""
+        """Rows of the sums over all token batches, of the algorithms of their exchanges and of prices."""
         for about in sorted(self._exchanges):
             name, phase, kind, algorithm = about
             often, size = self._exchanges[about]
@@ -296,6 +308,16 @@ class Ledger:
                 algorithm=algorithm,
                 count=often,
                 bytes=size,
+            )
+        for phase, priced in sorted(self._prices):
+            count, seconds, outside = self._prices[phase, priced]
+            self._recorder.rows(
+                "prices",
+                **priced._asdict(),
+                phase=phase,
+                count=count,
+                seconds=seconds,
+                outside=outside,
             )
         for key in sorted(self._sums):
             name, phase, kind, stream = key

@@ -27,7 +27,7 @@ from clustersim.plan.memory import kv_bytes_per_token, needs
 from clustersim.plan.topology import Links
 from clustersim.serving.arrivals import requests
 from clustersim.serving.kvcache import KvPool
-from clustersim.spec.model import rate_format
+from clustersim.spec.formats import flop_rate_of, multiplied_as
 from clustersim.spec.scenario import Scenario
 from clustersim.trace.record import Recorder, Trace
 
@@ -80,7 +80,7 @@ def simulate(
             "operators": ledger.operators,
             "events": _events(env),
             "startup": left_out(layout.topology, scenario.network.startup),
-            "prices": {"measured": 0.0, "interpolated": 0.0, "extrapolated": 0.0, "formula": 1.0},
+            "gpu_model": layout.topology.gpu.name,
         }
     )
 
@@ -147,7 +147,7 @@ def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, ledger
         server=topology.server,
         stage=np.repeat(np.arange(stages), per_stage),
         shard=np.tile(np.arange(per_stage) // scenario.deployment.tensor_parallel, stages),
-        flop_rate=max(gpu.flop_rate[rate_format(f, gpu.flop_rate)] for f in scenario.model.formats),
+        flop_rate=max(flop_rate_of(gpu, multiplied_as(gpu, fmt)) for fmt in scenario.model.formats),
         memory_bandwidth=gpu.memory_bandwidth,
         memory=gpu.memory,
         flop=ledger.flop,

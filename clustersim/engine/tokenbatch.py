@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import simpy
 
 from clustersim.engine.fabric import Fabric, Meeting
 from clustersim.physics.bounds import Work, work_of
-from clustersim.physics.compute import price
+from clustersim.physics.calibration import ORIGINS
+from clustersim.physics.compute import Price, price_operators
 from clustersim.physics.exchanges import Routes
 from clustersim.plan.layout import Layout
 from clustersim.plan.stepgraph import Operator, StepGraph
@@ -35,47 +38,83 @@ class Program:
     sections: dict[int, list[tuple[int, int]]]
 
 
+class PriceKey(NamedTuple):
+    """What is counted together in how a run was priced.
+
+    operator, kernel, format  as in the graph
+    basis                     the table the price rests on: gpu, format and library; "" for the data sheet
+    origin                    a word of physics.calibration.ORIGINS
+    """
+
+    operator: str
+    kernel: str
+    format: str
+    basis: str
+    origin: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A graph with its prices; shared by all passes that look alike."""
+    """A graph with its prices; shared by all passes that look alike.
+
+    prices  key → operators over all ranks, their seconds, octaves beyond what was measured at most
+    """
 
     graph: StepGraph
     programs: tuple[Program, ...]
+    prices: Mapping[PriceKey, tuple[int, float, float]]
 
 
 def prepare(graph: StepGraph, layout: Layout) -> Prepared:
     """Prices every operator of a graph and sorts them into the stages' programs."""
-    return Prepared(graph, tuple(_program(graph, s, layout) for s in range(len(graph.ranks))))
+    computing = [i for i, op in enumerate(graph.operators) if op.exchange is None]
+    operators = [graph.operators[i] for i in computing]
+    found = price_operators(operators, layout.topology.gpu, layout.deployment.kernels)
+    seconds = {i: _launched(graph.operators[i], one) for i, one in zip(computing, found, strict=True)}
+    programs = tuple(_program(graph, stage, seconds) for stage in range(len(graph.ranks)))
+    return Prepared(graph, programs, _counted(operators, found))
 
 
-def _program(graph: StepGraph, stage: int, layout: Layout) -> Program:
+def _launched(op: Operator, found: Price) -> np.ndarray:
+    # Served one by one, an expert without tokens is not launched at all.
+    return np.where((op.slot >= 0) & (op.bytes == 0), 0.0, found.seconds)
+
+
+def _counted(
+    operators: Sequence[Operator], found: Sequence[Price]
+) -> dict[PriceKey, tuple[int, float, float]]:
+    counted: dict[PriceKey, tuple[int, float, float]] = {}
+    for op, one in zip(operators, found, strict=True):
+        seconds, call = _launched(op, one), op.call
+        assert call is not None
+        basis = "" if one.basis is None else " ".join(one.basis[1:])
+        for origin in np.flatnonzero(np.bincount(one.origin)).tolist():
+            here = one.origin == origin
+            key = PriceKey(op.name, call.kernel, call.format, basis, ORIGINS[origin])
+            count, sum_of, most = counted.get(key, (0, 0.0, 0.0))
+            counted[key] = (
+                count + int(here.sum()),
+                sum_of + float(seconds[here].sum()),
+                max(most, float(one.outside[here].max())),
+            )
+    return counted
+
+
+def _program(graph: StepGraph, stage: int, seconds: Mapping[int, np.ndarray]) -> Program:
     chosen = [i for i, op in enumerate(graph.operators) if op.stage == stage]
     compute = [i for i in chosen if graph.operators[i].stream == "compute"]
     operators = tuple(graph.operators[i] for i in compute)
-    seconds = np.stack([_seconds(op, layout) for op in operators], axis=1)
-    rows: list[list[float | None]] = seconds.tolist()
-    for p, op in enumerate(operators):
-        if op.exchange is not None:
-            for row in rows:
-                row[p] = None
+    columns = [seconds[i].tolist() if i in seconds else [None] * len(graph.ranks[stage]) for i in compute]
     transfer = [i for i in chosen if graph.operators[i].stream == "transfer"]
     before = graph.operators[compute[0]].after
     return Program(
         compute=operators,
         indices=compute,
-        seconds=rows,
+        seconds=[list(row) for row in zip(*columns, strict=True)],
         transfer=transfer[0] if transfer else None,
         inbound=before[0] if before else None,
         sections=_sections(operators),
     )
-
-
-def _seconds(op: Operator, layout: Layout) -> np.ndarray:
-    if op.exchange is not None:
-        return np.zeros(len(op.flop))
-    seconds = price(op, layout.topology.gpu)
-    # Served one by one, an expert without tokens is not launched at all.
-    return np.where((op.slot >= 0) & (op.bytes == 0), 0.0, seconds)
 
 
 def _sections(operators: tuple[Operator, ...]) -> dict[int, list[tuple[int, int]]]:
@@ -122,6 +161,7 @@ class TokenBatch:
         self.phase = phase
         self.graph = prepared.graph
         self.programs = prepared.programs
+        self.prices = prepared.prices
         self.fabric = fabric
         self.done: simpy.Event = fabric.env.event()
         self.begins = begins

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from clustersim.plan.stepgraph import StepGraph
+from clustersim.spec.formats import flop_rate_of
 from clustersim.spec.hardware import Gpu
-from clustersim.spec.model import rate_format
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,10 +33,9 @@ class Work:
 
     def arithmetic(self, gpu: Gpu) -> np.ndarray:
         """float64[S, N] seconds that the FLOP take at the data sheet's rates."""
-        rates = gpu.flop_rate
         found = np.zeros(self.bytes.shape)
         for fmt, amount in self.flop.items():
-            found += amount / rates[rate_format(fmt, rates)]
+            found += amount / flop_rate_of(gpu, fmt)
         return found
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from clustersim.physics import gemm
+from clustersim.physics import elementwise, experts, gemm, mla
 from clustersim.physics.calibration import (
     EXTRAPOLATED,
     FORMULA,
@@ -18,6 +18,7 @@ from clustersim.physics.calibration import (
     coordinates,
     lay,
 )
+from clustersim.spec.gpus import gpu_named
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.kernel_tables import KernelTable, TableKey, fitted_parameters, kernel_table
 
@@ -30,11 +31,10 @@ STAND_INS = {
     "fp8": ("fp8_block", "bf16"),
     "fp8_block": ("fp8", "bf16"),
     "fp4": ("fp8", "fp8_block", "bf16"),
+    "w4a16": ("bf16", "fp8", "fp8_block"),
 }
-#: The best measured GPU, for those that name no relative.
-BEST_KNOWN = "h100_sxm"
 
-_MODULES: Sequence[ModuleType] = (gemm,)
+_MODULES: Sequence[ModuleType] = (gemm, experts, mla, elementwise)
 #: Name → kernel.
 KERNELS: Mapping[str, Kernel] = {k.name: k for module in _MODULES for k in module.KERNELS}
 
@@ -46,7 +46,7 @@ class Priced:
     seconds  float64[Q]
     origin   int8[Q] index into calibration.ORIGINS
     outside  float64[Q] octaves beyond what was measured; 0 where nothing was
-    basis    the table they rest on, None for the formula with its starting values
+    basis    the table they rest on, None for the data sheet alone
     """
 
     seconds: np.ndarray
@@ -56,55 +56,73 @@ class Priced:
 
 
 def price_calls(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, library: str = AUTO) -> Priced:
-    """Times of calls, each alone on its GPU; calls without work take no time.
+    """Times of calls, each alone on its GPU.
 
     form     number format, a key of STAND_INS
-    columns  as kernel.columns says
+    columns  as kernel.columns says, all above zero; of `counts`, some of every row
     library  of LIBRARIES or AUTO; where it has no table of this kernel, another's is taken
+    Returns  without any table: by the kernel's own guess, or the data sheet's roofline and the GPU's launch
     Raises   ClustersimError where the GPU has no such format
     """
-    key = basis(kernel.table or kernel.name, gpu.name, getattr(gpu, "relative", None), form, library)
+    form = kernel.form or form
+    least, key = kernel.least(gpu, form, columns), basis_of(kernel, gpu, form, library)
     if key is None:
-        parameters = kernel.parameters()
-        computed = kernel.seconds(gpu, form, parameters, columns)
-        ratio, origin = np.zeros(len(computed)), np.full(len(computed), FORMULA, dtype=np.int8)
-        outside = np.zeros(len(computed))
-    else:
-        table = kernel_table(key)
-        computed = kernel.seconds(gpu, form, kernel.parameters(**table.parameters), columns)
-        ratio, origin, outside = _laid(kernel, gpu, form, table, columns)
-    least = kernel.least(gpu, form, columns)
-    seconds = np.maximum(computed * np.exp(ratio), least)
-    return Priced(seconds, origin, outside, key)
+        formula, seconds = np.full(len(least), FORMULA, dtype=np.int8), least + gpu.launch_latency
+        if has_guess(kernel, gpu):
+            seconds = np.maximum(kernel.seconds(gpu, form, kernel.unmeasured, columns), least)
+        return Priced(seconds, formula, np.zeros(len(least)), None)
+    table = kernel_table(key)
+    computed = kernel.seconds(gpu, form, kernel.parameters(**table.parameters), columns)
+    ratio, origin, outside = _laid(kernel, gpu, form, table, columns)
+    return Priced(np.maximum(computed * np.exp(ratio), least), origin, outside, key)
+
+
+def _as_catalogued(gpu: Gpu) -> bool:
+    """Whether the measured GPU is meant, not one of its name with other rates."""
+    known = gpu_named(gpu.name)
+    return all(getattr(gpu, of) == getattr(known, of) for of in ("flop_rate", "memory_bandwidth", "sms"))
+
+
+def basis_of(kernel: Kernel, gpu: Gpu, form: str, library: str = AUTO) -> TableKey | None:
+    """The table that prices a kernel's calls, None for none."""
+    return _basis((kernel.name, kernel.table), gpu.name, gpu.relative, kernel.form or form, library)
+
+
+def has_guess(kernel: Kernel, gpu: Gpu) -> bool:
+    """Whether the kernel's parameters for want of a table are taken: on GPUs of which something was measured.
+    All others keep to their data sheet throughout."""
+    known = {key.gpu for key in fitted_parameters()}
+    return kernel.unmeasured is not None and bool(known & {gpu.name, gpu.relative})
 
 
 def _laid(
     kernel: Kernel, gpu: Gpu, form: str, table: KernelTable, columns: Columns
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ratio, origin, outside = lay(table, coordinates(kernel, columns))
-    if table.key.format != form or (kernel.table or kernel.name) != table.key.kernel:
+    if table.key.format != form:
         # Another format's curve says nothing about this one; its parameters may.
         return np.zeros_like(ratio), np.full_like(origin, FORMULA), np.zeros_like(outside)
-    if table.key.gpu != gpu.name:
+    if table.key.gpu != gpu.name or not _as_catalogued(gpu):
         origin = np.maximum(origin, EXTRAPOLATED)
     return ratio, origin, outside
 
 
 @cache
-def basis(kernel: str, gpu: str, relative: str | None, form: str, library: str) -> TableKey | None:
-    """The table that prices calls: of the GPU before its relative, of the format before its stand-ins,
-    of the library before others."""
-    there = [key for key in fitted_parameters() if key.kernel == kernel]
+def _basis(
+    kernels: tuple[str, str], gpu: str, relative: str | None, form: str, library: str
+) -> TableKey | None:
+    """Of the format before its stand-ins, of the GPU before its relative, of the kernel itself before the one
+    it shares tables with, of the library before others."""
+    there = [key for key in fitted_parameters() if key.kernel in kernels]
     order = (library, *LIBRARIES)
 
-    def place(key: TableKey) -> int:
-        return order.index(key.library) if key.library in order else len(order)
+    def place(key: TableKey) -> tuple[int, int]:
+        known = order.index(key.library) if key.library in order else len(order)
+        return kernels.index(key.kernel), known
 
-    for name in (gpu, relative or BEST_KNOWN, BEST_KNOWN):
-        for wanted in (form, *STAND_INS[form]):
+    for wanted in (form, *STAND_INS[form]):
+        for name in (gpu, relative):
             fitting = [key for key in there if key.gpu == name and key.format == wanted]
             if fitting:
-                return min(
-                    fitting, key=lambda k: order.index(k.library) if k.library in order else len(order)
-                )
+                return min(fitting, key=place)
     return None

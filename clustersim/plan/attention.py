@@ -23,7 +23,7 @@ def attend(out: Builder, layer: int) -> None:
 def _by_heads(out: Builder) -> None:
     m, load, tp = out.model, out.load, out.d.tensor_parallel
     heads, kv = m.heads // tp, kv_heads_held(m, tp) // tp
-    out.gemm("qkv", load.tokens, (heads + 2 * kv) * m.head_dim, m.hidden, m.format)
+    out.gemm("qkv", load.tokens, (heads + 2 * kv) * m.head_dim, m.hidden, out.format)
     turned = 2 * WIDTH * load.tokens * (heads + kv) * m.head_dim
     if m.qk_norm:
         out.moves("qk_norm", "norm", load.tokens, turned)
@@ -49,7 +49,7 @@ def _by_heads(out: Builder) -> None:
         # Queries come as bf16; what narrower keys and values make of that is the kernel's business.
         call=out.call(f"attention_{load.batch.phase}", PLAIN, **sizes),
     )
-    out.gemm("attention_output", load.tokens, m.hidden, heads * m.head_dim, m.format)
+    out.gemm("attention_output", load.tokens, m.hidden, heads * m.head_dim, out.format)
 
 
 def _latent(out: Builder, mla: Mla) -> None:
@@ -64,24 +64,24 @@ def _latent(out: Builder, mla: Mla) -> None:
     heads = m.heads // out.d.tensor_parallel
     query, cached = mla.qk_nope_head_dim + mla.qk_rope_head_dim, mla.kv_lora_rank + mla.qk_rope_head_dim
     if mla.q_lora_rank:
-        out.gemm("latents", load.tokens, mla.q_lora_rank + cached, m.hidden, m.format)
+        out.gemm("latents", load.tokens, mla.q_lora_rank + cached, m.hidden, out.format)
         out.norm("latent_norm", mla.q_lora_rank + mla.kv_lora_rank)
-        out.gemm("query_up", load.tokens, heads * query, mla.q_lora_rank, m.format)
+        out.gemm("query_up", load.tokens, heads * query, mla.q_lora_rank, out.format)
     else:
-        out.gemm("query", load.tokens, heads * query, m.hidden, m.format)
-        out.gemm("latents", load.tokens, cached, m.hidden, m.format)
+        out.gemm("query", load.tokens, heads * query, m.hidden, out.format)
+        out.gemm("latents", load.tokens, cached, m.hidden, out.format)
         out.norm("latent_norm", mla.kv_lora_rank)
     turned = 2 * WIDTH * load.tokens * (heads + 1) * mla.qk_rope_head_dim
     out.moves("rotary", "rotary", load.tokens, turned)
     (_expanded if load.batch.phase == "prefill" else _absorbed)(out, mla, heads)
-    out.gemm("attention_output", load.tokens, m.hidden, heads * mla.v_head_dim, m.format)
+    out.gemm("attention_output", load.tokens, m.hidden, heads * mla.v_head_dim, out.format)
 
 
 def _expanded(out: Builder, mla: Mla, heads: int) -> None:
     """Keys and values of every head are made from the latent vectors of all that is read."""
     load, query = out.load, mla.qk_nope_head_dim + mla.qk_rope_head_dim
     both = mla.qk_nope_head_dim + mla.v_head_dim
-    out.gemm("kv_up", load.context, heads * both, mla.kv_lora_rank, out.model.format)
+    out.gemm("kv_up", load.context, heads * both, mla.kv_lora_rank, out.format)
     out.add(
         "attention",
         flop=2.0 * heads * (query + mla.v_head_dim) * load.pairs,

@@ -10,6 +10,7 @@ import numpy as np
 from clustersim.plan.layout import Layout
 from clustersim.plan.stepgraph import Call, Exchange, Operator
 from clustersim.spec.batch import Batch
+from clustersim.spec.formats import multiplied_as
 from clustersim.spec.model import FORMAT_BYTES, PLAIN
 
 #: Bytes of a number of the residual stream and of whatever operators hand to each other.
@@ -64,6 +65,8 @@ class Builder:
     """The list under construction. An operator waits for the one before it.
 
     stage, layer  of the operators that are added; layer -1 outside of layers
+    format        in which matrices of attention and dense networks are multiplied on these GPUs
+    expert_format the same of the routed experts
     """
 
     def __init__(self, layout: Layout, load: Load) -> None:
@@ -71,6 +74,9 @@ class Builder:
         self.load = load
         self.model = layout.model
         self.d = layout.deployment
+        gpu = layout.topology.gpu
+        self.format = multiplied_as(gpu, layout.model.format)
+        self.expert_format = multiplied_as(gpu, layout.model.expert_numbers)
         self.stage = 0
         self.layer = -1
         self.operators: list[Operator] = []
@@ -135,9 +141,9 @@ class Builder:
     def network(self, name: str, tokens: np.ndarray, width: int) -> None:
         """A dense feed-forward network of inner width `width` on this rank: up, activation, down."""
         up = width * (2 if self.model.ffn_kind == "gated" else 1)
-        self.gemm(f"{name}_up", tokens, up, self.model.hidden, self.model.format)
+        self.gemm(f"{name}_up", tokens, up, self.model.hidden, self.format)
         self.moves(f"{name}_activation", "activation", tokens, WIDTH * tokens * (up + width))
-        self.gemm(f"{name}_down", tokens, self.model.hidden, width, self.model.format)
+        self.gemm(f"{name}_down", tokens, self.model.hidden, width, self.format)
 
     def exchange(
         self, name: str, kind: str, groups: np.ndarray, size: np.ndarray, algorithm: str = "", **work: Any

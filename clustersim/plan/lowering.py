@@ -220,7 +220,7 @@ def _grouped(
     m = out.model
     sizes = out.call(
         kernel,
-        m.expert_numbers,
+        out.expert_format,
         hidden=m.hidden,
         inter=m.ffn // out.d.expert_tensor_parallel,
         gated=float(m.ffn_kind == "gated"),
@@ -230,7 +230,7 @@ def _grouped(
     out.add(
         name,
         flop=2.0 * tokens * columns * depth,
-        bytes=FORMAT_BYTES[m.expert_numbers] * (weights + tokens * depth) + WIDTH * tokens * columns,
+        bytes=FORMAT_BYTES[out.expert_format] * (weights + tokens * depth) + WIDTH * tokens * columns,
         call=Call(sizes.kernel, sizes.format, {**sizes.columns, "counts": rows.astype(float)}),
         slot=slot,
     )

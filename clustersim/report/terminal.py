@@ -275,30 +275,14 @@ def _prices(summary: Summary, console: Console) -> None:
     if not prices:
         return
     put_title(console, "How computing was priced")
-    put_paragraph(console, "  ", _origins(prices))
+    put_paragraph(console, "  ", _shares(prices["shares"]))
+    bases = {one["basis"] or "data sheet": one["share"] for one in prices["bases"]}
+    put_paragraph(console, "  ", f"by {_shares(bases)}")
 
 
-def _origins(prices: Mapping[str, Any]) -> str:
-    """Shares of one as percentages, those of nothing left out; other values as they are."""
-    shares = list(prices.values())
-    if all(isinstance(share, float) for share in shares) and abs(sum(shares) - 1.0) < 1e-6:
-        return ", ".join(f"{origin} {said_share(share)}" for origin, share in prices.items() if share > 0)
-    return _listed(prices)
-
-
-def _listed(value: Any) -> str:
-    """Any JSON value on one line; numbers grouped, nested tables in brackets."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_nested(entry)}" for key, entry in value.items())
-    if isinstance(value, list):
-        return ", ".join(_nested(entry) for entry in value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
-    return str(value)
-
-
-def _nested(value: Any) -> str:
-    return f"({_listed(value)})" if isinstance(value, Mapping | list) else _listed(value)
+def _shares(shares: Mapping[str, float]) -> str:
+    """Those of something as percentages."""
+    return ", ".join(f"{name} {said_share(share)}" for name, share in shares.items() if share > 0)
 
 
 def _claimed(summary: Summary, console: Console) -> None:

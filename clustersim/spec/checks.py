@@ -17,6 +17,7 @@ from clustersim.errors import nearest
 from clustersim.spec.deployment import Deployment, Experts
 from clustersim.spec.documents import KeyPath
 from clustersim.spec.fabrics import Mismatch, links_per_pair, uplinks
+from clustersim.spec.formats import missing_format, multiplied_as, rate_key
 from clustersim.spec.hardware import (
     Dragonfly,
     FatTree,
@@ -28,7 +29,9 @@ from clustersim.spec.hardware import (
     TopologySpec,
     VertexByVertex,
 )
-from clustersim.spec.model import PLAIN, Model, rate_format
+from clustersim.spec.kernel_tables import fitted_parameters
+from clustersim.spec.model import PLAIN, Model
+from clustersim.spec.references import catalogue_entries, not_in_catalogue
 from clustersim.spec.workload import Fault, Network, Workload
 from clustersim.units import show
 
@@ -97,6 +100,7 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
     if deployment:
         found += check_ranks(deployment, model)
         found += check_experts(deployment.experts, deployment)
+        found += check_kernels(deployment.kernels)
     if topology and model:
         found += check_format(model, topology)
     if topology and deployment:
@@ -184,6 +188,10 @@ def _check_gpu(gpu: Gpu, path: KeyPath) -> Findings:
     for name, rate in gpu.flop_rate.items():
         if rate <= 0:
             yield (*path, "flop_rate", name), "must be more than zero"
+        if rate_key(name) != name:
+            yield (*path, "flop_rate", name), f"has the rate of {rate_key(name)}; leave it out"
+    if gpu.relative is not None and gpu.relative not in catalogue_entries("gpus"):
+        yield (*path, "relative"), not_in_catalogue("gpus", gpu.relative)
 
 
 def _positive(value: object, fields: Sequence[str], path: KeyPath) -> Findings:
@@ -326,15 +334,22 @@ def _check_networks(model: Model) -> Findings:
 def check_format(model: Model, topology: TopologySpec) -> Findings:
     """The GPU must have a rate for the model's number formats."""
     gpu = gpu_of(topology)
-    has = ", ".join(gpu.flop_rate)
     wanted = {"format": model.format, "expert_format": model.expert_format}
     for name, fmt in wanted.items():
-        if fmt and rate_format(fmt, gpu.flop_rate) not in gpu.flop_rate:
-            yield ("model", name), f'"{fmt}" has no flop_rate on {gpu.name}; it has {has}'
+        if fmt and rate_key(multiplied_as(gpu, fmt)) not in gpu.flop_rate:
+            yield ("model", name), missing_format(gpu, fmt)
     if PLAIN not in gpu.flop_rate:
+        yield ("topology",), f"{missing_format(gpu, PLAIN)}; gates and LM heads need it"
+
+
+def check_kernels(kernels: str) -> Findings:
+    """The library must be one whose kernels were measured."""
+    known = dict.fromkeys(["auto", *sorted({key.library for key in fitted_parameters()})])
+    if kernels not in known:
         yield (
-            ("topology",),
-            f"{gpu.name} has no flop_rate for {PLAIN}, in which gates and LM heads are; it has {has}",
+            ("deployment", "kernels"),
+            f'"{kernels}" is no library with measured kernels{nearest(kernels, known)}; '
+            f"there are {', '.join(known)}",
         )
 
 

@@ -82,6 +82,9 @@ class Deployment(Value):
     memory_fraction         share of HBM that weights, KV blocks and activations may fill
     experts                 where expert copies stand and how their queues are served
     algorithms              which pattern each collective follows
+    kernels                 library whose measured kernels price the computing: auto, trtllm, vllm, ...
+                            (`clustersim catalogue calibration` lists them); where it has no such kernel,
+                            another's are taken
     """
 
     tensor_parallel: Count = 1
@@ -92,3 +95,4 @@ class Deployment(Value):
     memory_fraction: Fraction = 0.9
     experts: Experts = Experts()
     algorithms: Algorithms = Algorithms()
+    kernels: str = "auto"

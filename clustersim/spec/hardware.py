@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from clustersim.spec.quantities import Bandwidth, Count, FlopRate, Size, Time, Value, Whole
+from clustersim.spec.quantities import (
+    Bandwidth,
+    Count,
+    FlopRate,
+    Frequency,
+    Power,
+    Size,
+    Time,
+    Value,
+    Whole,
+)
 
 #: What ib_write_lat of 8 bytes gains from within a network block to across blocks, s: 5.11 us - 2.795 us.
 #: Source: OCI GB300 guide, medians of 8 HCAs.
@@ -19,39 +29,40 @@ Architecture = Literal["ampere", "hopper", "blackwell"]
 Fabric = Literal["infiniband", "ethernet"]
 
 
-class Tile(Value):
-    """One output tile of a matrix product, that an SM works on at a time; also written [rows, columns].
-
-    rows     of the output
-    columns  of the output
-    """
-
-    rows: Count
-    columns: Count
-
-
 class Gpu(Value):
     """One accelerator as its data sheet describes it.
 
     name              for people
-    flop_rate         dense FLOP/s by number format, e.g. {bf16 = "989 TFLOP/s"}
+    aliases           other names by which people and files of measurements call it; large and small letters,
+                      blanks, "-" and "_" make no difference
+    relative          catalogue name of the nearest GPU with measured kernels: its shares of peak rate and
+                      bandwidth hold wherever this one has no measured kernels of its own; left out: nobody's
+    flop_rate         dense FLOP/s by number format, e.g. {bf16 = "989 TFLOP/s"}; formats that share the
+                      rate of another one (fp8_block that of fp8) are not listed
     memory            HBM, bytes
     memory_bandwidth  HBM, bytes/s
     sms               streaming multiprocessors (compute units)
-    tiles             output tiles the matrix library may choose from
     launch_latency    the least time any operator takes, s
+    l2                last-level cache shared by all SMs, bytes; left out where nobody states it
+    power             what the board may draw, W; left out where nobody states it
+    boost_clock       of the SMs, Hz; left out where nobody states it
     architecture      whose measured costs of exchanges hold: ampere, hopper or blackwell; left out: nobody's,
                       and an exchange costs launch_latency beside paths and bandwidth
-    source            where the numbers come from; an entry without one does not load
+    source            where the numbers come from; an entry without one does not load. Clauses of the form
+                      `memory, sms: what they come from`, with semicolons between them
     """
 
     name: str
+    aliases: tuple[str, ...] = ()
+    relative: str | None = None
     flop_rate: dict[str, FlopRate] = Field(min_length=1)
     memory: Size
     memory_bandwidth: Bandwidth
     sms: Count
-    tiles: tuple[Tile, ...] = Field(min_length=1)
     launch_latency: Time
+    l2: Size | None = None
+    power: Power | None = None
+    boost_clock: Frequency | None = None
     architecture: Architecture | None = None
     source: str = Field(min_length=1)
 
@@ -61,16 +72,11 @@ class Gpu(Value):
         """Equal GPUs are to be written as equal text, in whatever order their rates were given."""
         return dict(sorted(value.items()))
 
-    @field_validator("tiles", mode="before")
+    @field_validator("aliases", mode="before")
     @classmethod
-    def _pairs_are_tiles(cls, value: object) -> object:
-        """TOML has no tuples, and `[128, 256]` reads better than a table."""
-        if not isinstance(value, (list, tuple)):
-            return value
-        return tuple(
-            {"rows": pair[0], "columns": pair[1]} if isinstance(pair, list) and len(pair) == 2 else pair
-            for pair in value
-        )
+    def _lists_are_tuples(cls, value: object) -> object:
+        """TOML has no tuples."""
+        return tuple(value) if isinstance(value, list) else value
 
 
 class Server(Value):
@@ -78,9 +84,9 @@ class Server(Value):
 
     name              for people
     gpu               each accelerator in the box
-    gpus              how many there are, all joined by NVSwitch
-    nvlink_bandwidth  of one GPU to the switches, bytes/s
-    nvlink_latency    GPU to GPU through the switch, s
+    gpus              how many there are, joined by NVSwitch or by what stands for it: xGMI, PCIe switches
+    nvlink_bandwidth  of one GPU to the switches (or over xGMI or PCIe to all others), bytes/s
+    nvlink_latency    GPU to GPU inside the box, s
     nics              network cards; with fewer cards than GPUs, GPU g uses card g * nics // gpus; with
                       more, card c belongs to GPU c * gpus // nics, and a flow is striped over all
                       cards of its GPU

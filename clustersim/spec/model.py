@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
@@ -148,16 +147,11 @@ class Model(Value):
 #: Bytes per number. bf16 and fp8 have 16 and 8 bits. fp8_block: besides, an fp32 scale per block of
 #: 128 x 128 weights (DeepSeek-V3 technical report, section 3.3.2, weight_block_size of its config.json).
 #: fp4 is MXFP4: an 8-bit scale per 32 numbers (OCP Microscaling Formats (MX) specification 1.0).
-FORMAT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0 + 4 / 128**2, "fp4": 0.5 + 1 / 32}
-
-#: What takes a format's place where a GPU has no rate for it: tensor cores multiply fp8_block as fp8;
-#: four-bit weights are unpacked and multiplied as bf16 (W4A16 kernels).
-_MULTIPLIED_AS = {"fp8_block": "fp8", "fp4": "bf16"}
-
-
-def rate_format(fmt: str, rates: Collection[str]) -> str:
-    """The key of a GPU's flop_rate that holds for numbers of a format.
-
-    rates    the formats that the GPU has a rate for
-    """
-    return fmt if fmt in rates else _MULTIPLIED_AS.get(fmt, fmt)
+#: w4a16 are fp4 weights on a GPU that must unpack them and multiply bf16, see spec.formats.
+FORMAT_BYTES = {
+    "bf16": 2.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0 + 4 / 128**2,
+    "fp4": 0.5 + 1 / 32,
+    "w4a16": 0.5 + 1 / 32,
+}

@@ -10,7 +10,7 @@ from clustersim.errors import UnitError
 from clustersim.units import EXAMPLES, exact, parse, show
 
 #: Beyond what can be meant, in SI units: so that no sum of a run leaves what a float can tell apart.
-MOST = {"time": 1e9, "size": 1e21, "bandwidth": 1e18, "flop rate": 1e24}
+MOST = {"time": 1e9, "size": 1e21, "bandwidth": 1e18, "flop rate": 1e24, "power": 1e9, "frequency": 1e15}
 #: Slower than any link, bytes/s; 0 is for what is not there.
 LEAST_BANDWIDTH = 1.0
 
@@ -47,6 +47,8 @@ Time = Annotated[float, *_quantity("time")]
 Size = Annotated[float, *_quantity("size")]
 Bandwidth = Annotated[float, *_quantity("bandwidth")]
 FlopRate = Annotated[float, *_quantity("flop rate")]
+Power = Annotated[float, *_quantity("power")]
+Frequency = Annotated[float, *_quantity("frequency")]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Whole = Annotated[int, Field(ge=0, le=10_000_000)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

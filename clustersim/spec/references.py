@@ -8,6 +8,7 @@ comes from a file keeps that file as its origin.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -76,6 +77,40 @@ def catalogue_entries(catalogue: str) -> Mapping[str, Mapping[str, Any]]:
     """
     text = resources.files("clustersim.catalogue").joinpath(f"{catalogue}.toml").read_text("utf-8")
     return {name: {"name": name, **entry} for name, entry in tomllib.loads(text).items()}
+
+
+#: Who makes it, and remarks in files of measurements: "NVIDIA B200-SXM-180GB", "A100-80GB (DGX)".
+_BESIDE = re.compile(r"^(nvidia|amd)\b|\([^()]*\)\s*$")
+
+
+def catalogue_name(catalogue: str, name: str) -> str | None:
+    """The entry that people call so, or None: by its name or one of its aliases.
+
+    Large and small letters, blanks, "-" and "_" make no difference; a maker before the name and a
+    remark in brackets after it are left out.
+
+    catalogue  "gpus", "servers" or "models"
+    """
+    return name if name in catalogue_entries(catalogue) else _names(catalogue).get(_bare(name))
+
+
+def not_in_catalogue(catalogue: str, name: str) -> str:
+    """The sentence for a name that no entry has, with the nearest one."""
+    entries = catalogue_entries(catalogue)
+    aliases = [alias for entry in entries.values() for alias in entry.get("aliases", ())]
+    near = nearest(name, entries) or nearest(name, aliases)
+    return f'"{name}" is not in the catalogue{near}; there are {", ".join(entries)}'
+
+
+@cache
+def _names(catalogue: str) -> Mapping[str, str]:
+    """Every name and alias, bare → the entry."""
+    entries = catalogue_entries(catalogue).items()
+    return {_bare(word): name for name, entry in entries for word in (name, *entry.get("aliases", ()))}
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\s_-]", "", _BESIDE.sub("", name.strip().casefold()))
 
 
 @dataclass(slots=True)
@@ -151,16 +186,15 @@ class Resolver:
         return replace(self._resolved_table(found[0], kind, path, found[1]), replaces=True)
 
     def _catalogued(self, name: str, origin: Origin, kind: Kind, path: KeyPath, chain: Chain) -> Table:
-        entries = catalogue_entries(kind.catalogue)
-        if name not in entries:
-            near = nearest(name, entries)
-            self._note(
-                origin, f'"{name}" is not in the catalogue{near}; there are {", ".join(entries)}', path
-            )
+        found = catalogue_name(kind.catalogue, name)
+        if found is None:
+            self._note(origin, not_in_catalogue(kind.catalogue, name), path)
             return Table({}, origin, replaces=True)
         # `model = "x"` and `[model] from = "x"` both stand for the keys of `model`.
         origin = replace(origin, path=origin.path[:-1]) if origin.path[-1:] == ("from",) else origin
-        table = self._resolved_table(tree(entries[name], origin), kind, path, chain)
+        table = self._resolved_table(
+            tree(catalogue_entries(kind.catalogue)[found], origin), kind, path, chain
+        )
         return replace(table, replaces=True)
 
     def _configured(self, reference: Node, path: KeyPath, chain: Chain) -> Table:

@@ -2,6 +2,7 @@
 
 python -m clustersim.study.fit network
 python -m clustersim.study.fit expert_exchange
+python -m clustersim.study.fit kernels
 
 Run again, it writes the same file: nothing in it depends on chance, and values have three digits.
 """
@@ -13,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clustersim.study.families import FAMILIES
-from clustersim.study.least_squares import Fitted
+from clustersim.study.kernel_fit import write_kernels
+from clustersim.study.least_squares import inline
 from clustersim.study.measured import FOLDER, Table, measured
 from clustersim.study.prediction import Family, Groups
 
@@ -45,15 +47,9 @@ def document(name: str, sections: Mapping[str, Groups]) -> str:
     parts = [_HEAD.format(name=name)]
     for section, groups in sections.items():
         for group, parameters in groups.items():
-            lines = [f"{name} = {_inline(one)}" for name, one in parameters.items()]
+            lines = [f"{name} = {inline(one)}" for name, one in parameters.items()]
             parts.append("\n".join([f"[{section}.{group}]", *lines, ""]))
     return "\n".join(parts)
-
-
-def _inline(one: Fitted) -> str:
-    value = f'"{one.value}"' if isinstance(one.value, str) else repr(one.value)
-    files = ", ".join(f'"{file}"' for file in one.files)
-    return f"{{ value = {value}, rows = {one.rows}, residual = {one.residual!r}, files = [{files}] }}"
 
 
 def write(name: str, folder: Path = FOLDER.parent) -> Path:
@@ -69,9 +65,14 @@ def write(name: str, folder: Path = FOLDER.parent) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Exit status 0, or 2 for a wrong argument."""
-    if len(arguments) != 1 or arguments[0] not in ("network", *OWN_FILE):
-        print(f"usage: python -m clustersim.study.fit {'|'.join(('network', *OWN_FILE))}", file=sys.stderr)
+    parts = ("network", *OWN_FILE, "kernels")
+    if len(arguments) != 1 or arguments[0] not in parts:
+        print(f"usage: python -m clustersim.study.fit {'|'.join(parts)}", file=sys.stderr)
         return 2
+    if arguments[0] == "kernels":
+        for line in write_kernels(FOLDER.parent):
+            print(line, file=sys.stderr)
+        return 0
     print(write(arguments[0]), file=sys.stderr)
     return 0
 

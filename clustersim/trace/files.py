@@ -22,7 +22,7 @@ from clustersim.trace.plain import json_text, read_json
 from clustersim.trace.record import TABLES, Columns, Text, Trace
 
 #: Changed whenever a table or column changes its meaning; other versions are refused.
-TRACE_VERSION = 2
+TRACE_VERSION = 3
 
 _ROW_GROUP = 1 << 20
 _FACTS = "facts.json"

@@ -117,6 +117,17 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "count": ("int64", "how often, all groups of a stage counted as one"),
         "bytes": ("float64", "bytes sent, all rounds"),
     },
+    "prices": {
+        "operator": ("text", "which operator"),
+        "phase": ("text", "prefill or decode"),
+        "kernel": ("text", "GPU kernel it calls, from physics/kernels.py"),
+        "format": ("text", "number format"),
+        "basis": ("text", "measured table: gpu, format, library; empty for the data sheet alone"),
+        "origin": ("text", "measured, interpolated, extrapolated or formula"),
+        "count": ("int64", "operators so priced, over all ranks"),
+        "seconds": ("float64", "their durations, added up over all ranks, s"),
+        "outside": ("float64", "the furthest beyond what was measured, octaves"),
+    },
     "links": {
         "link": ("int32", "link number"),
         "source": ("text", "vertex it leaves"),
