@@ -40,6 +40,7 @@ decode_steps = 1
 """
 
 
+EIGHT_BITS = {"num_bits": 8, "type": "float", "strategy": "channel"}
 FINE_BLOCKS = {"quant_method": "fp8", "weight_block_size": [64, 64]}
 
 
@@ -153,7 +154,7 @@ def without(name: str, key: str) -> dict[str, Any]:
         (config("llama_3_1_8b") | {"torch_dtype": "float32"}, "torch_dtype: 'float32' is not read"),
         (
             config("llama_3_1_8b") | {"quantization_config": {"quant_method": "awq"}},
-            "quantization_config.quant_method: 'awq' is not read; known are fp8, fbgemm_fp8 and mxfp4",
+            "quantization_config.quant_method: 'awq' is not read; known are fp8, fbgemm_fp8, mxfp4",
         ),
         (
             config("deepseek_v3")
@@ -205,5 +206,7 @@ def test_leading_dense_layers_and_sparse_steps_of_qwen_are_read() -> None:
 def test_formats_are_those_of_the_released_weights() -> None:
     per_tensor = config("llama_3_1_405b") | {"quantization_config": {"quant_method": "fbgemm_fp8"}}
     assert (of(per_tensor).format, of(config("deepseek_v3")).format) == ("fp8", "fp8_block")
+    packed = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": EIGHT_BITS}}}
+    assert of(config("qwen3_32b") | {"quantization_config": packed}).format == "fp8"
     oss = of(config("gpt_oss_120b"))
     assert (oss.format, oss.expert_numbers) == ("bf16", "fp4")

@@ -235,8 +235,22 @@ def _quantised(c: Config) -> Read:
         if blocks not in (None, [128, 128]):
             c.wrong(f"{key}.weight_block_size", f"only [128, 128] is read, not {_shown(blocks)}")
         return {"format": ("fp8_block" if blocks else "fp8", c.prefix + key)}
-    c.wrong(f"{key}.quant_method", f"{_shown(method)} is not read; known are fp8, fbgemm_fp8 and mxfp4")
+    if method == "compressed-tensors":
+        groups = how.get("config_groups")
+        weights = [_weights(group) for group in groups.values()] if isinstance(groups, dict) else []
+        if weights and all(one == (8, "float") for one in weights):
+            return {"format": ("fp8", c.prefix + key)}
+        c.wrong(f"{key}.config_groups", f"only weights of 8-bit floats are read, not {_shown(weights)}")
+        return {}
+    known = "fp8, fbgemm_fp8, mxfp4 and compressed-tensors"
+    c.wrong(f"{key}.quant_method", f"{_shown(method)} is not read; known are {known}")
     return {}
+
+
+def _weights(group: Any) -> tuple[Any, Any]:
+    """Bits and type of the weights of one group of compressed tensors."""
+    weights = group.get("weights") if isinstance(group, dict) else None
+    return (weights.get("num_bits"), weights.get("type")) if isinstance(weights, dict) else (None, None)
 
 
 # --- families ------------------------------------------------------------------------------------
