@@ -119,8 +119,8 @@ def scenario_page() -> str:
         "TOML. `clustersim run FILE --set KEY=VALUE` overrides any key by its dotted path, for instance\n"
         "`--set gating.skew=zipf`. Quantities are text with a unit. An unknown key is an error.\n\n"
         "`model`, `topology.server` and its `gpu` may be a name from the [catalogue](catalogue.md), or a\n"
-        'table with `from = "name"` and the keys that differ. `model` may also be the path of a Hugging Face\n'
-        "`config.json`. `topology` may be a TOML file, or a table\n"
+        'table with `from = "name"` and the keys that differ. `model` may also be the path of a\n'
+        "`config.json` of Hugging Face. `topology` may be a TOML file, or a table\n"
         'with `from = "file.toml"`. `extends = "other.toml"` at top level lays a scenario over another one.\n'
         "Files that are referred to lie in the folder above the scenario's own, or below: copy the examples\n"
         "beside your own scenarios to extend them.\n",

@@ -11,11 +11,13 @@ from pytest import approx
 from test_catalogue import PUBLISHED
 
 from clustersim.errors import ScenarioError
+from clustersim.plan.layout import lay_out
 from clustersim.plan.parameters import total_parameters
 from clustersim.spec.huggingface import READERS, model_of
 from clustersim.spec.model import Model
 from clustersim.spec.reading import read_catalogue, read_scenario
 from clustersim.spec.scenario import Scenario
+from clustersim.study.preview import preview
 
 CONFIGS = Path(__file__).parent / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.json"))
@@ -210,3 +212,17 @@ def test_formats_are_those_of_the_released_weights() -> None:
     assert of(config("qwen3_32b") | {"quantization_config": packed}).format == "fp8"
     oss = of(config("gpt_oss_120b"))
     assert (oss.format, oss.expert_numbers) == ("bf16", "fp4")
+
+
+def test_a_preview_holds_the_count_of_a_config_against_the_catalogue(tmp_path: Path) -> None:
+    scenario = read(tmp_path, config("qwen3_30b_a3b"))
+    model = preview(scenario, lay_out(scenario))["model"]
+    assert model["total_parameters"] == total_parameters(scenario.model)
+    assert model["same_in_catalogue"] == {"name": "qwen3_30b_a3b", "stated_parameters": 30.5e9}
+
+
+def test_an_option_may_name_a_config(tmp_path: Path) -> None:
+    read(tmp_path, config("mixtral_8x7b"))
+    (tmp_path / "other.json").write_text(json.dumps(config("qwen3_30b_a3b")), "utf-8")
+    model = read_scenario(tmp_path / "scenario.toml", ["model=other.json"]).model
+    assert (model.name, model.experts) == ("other", 128)

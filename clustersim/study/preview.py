@@ -26,6 +26,8 @@ from clustersim.plan.topology import summary as topology_summary
 from clustersim.serving.arrivals import requests
 from clustersim.serving.batching import Pass, microbatches
 from clustersim.serving.router import ROUTERS
+from clustersim.spec.model import Model
+from clustersim.spec.reading import read_catalogue
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.schema import json_schema
 
@@ -73,7 +75,20 @@ def _model(scenario: Scenario) -> dict[str, Any]:
         "attention_parameters_per_layer": attention_parameters(model),
         "expert_parameters": expert_parameters(model),
         "stated_parameters": model.stated_parameters or None,
+        "same_in_catalogue": _same_in_catalogue(model),
     }
+
+
+def _same_in_catalogue(model: Model) -> dict[str, Any] | None:
+    """Name and stated size of the catalogue's model of the same dimensions, for a model from elsewhere."""
+    aside = {"name", "source", "stated_parameters", "format", "expert_format", "kv_format"}
+    for entry in read_catalogue("models").values():
+        assert isinstance(entry, Model)
+        if entry.name == model.name:
+            return None
+        if entry.model_dump(exclude=aside) == model.model_dump(exclude=aside):
+            return {"name": entry.name, "stated_parameters": entry.stated_parameters or None}
+    return None
 
 
 def _groups(scenario: Scenario, layout: Layout) -> list[dict[str, Any]]:
