@@ -34,6 +34,7 @@ STAND_INS = {
     "fp8": ("fp8_block", "bf16"),
     "fp8_block": ("fp8", "bf16"),
     "fp4": ("fp8", "fp8_block", "bf16"),
+    "w4a16": ("bf16", "fp8", "fp8_block"),
 }
 
 _MODULES: Sequence[ModuleType] = (gemm, attention, experts, mla, elementwise)
