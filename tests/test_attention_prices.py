@@ -148,13 +148,14 @@ def test_equal_sequences_are_walked_as_a_simulation_tile_by_tile_walks_them(new,
     # 32 heads and more than one wave of tiles: what the best order cannot fill is at most the longest tile.
     told, seen = walked(gpu, sequences, 32), simulated(gpu, sequences, 32)
     longest = (new * 128 + prior + KEYS / 2) * 128
-    assert told <= seen * (1 + 1e-9)
-    assert seen <= told + longest
+    assert told <= seen * (1 + 1e-6)
+    assert seen <= (told + longest) * (1 + 1e-6)
 
 
 @settings(max_examples=50, deadline=None)
-@given(lists(tuples(integers(200, 4000), integers(0, 4000)), min_size=2, max_size=12))
-def test_uneven_sequences_of_some_length_are_priced_by_their_sums_within_a_quarter(sequences):
+@given(lists(tuples(integers(500, 8000), integers(0, 8000)), min_size=4, max_size=12))
+def test_uneven_sequences_are_priced_by_their_sums_within_a_quarter(sequences):
+    # Enough tiles for many waves: what the last one leaves idle is not the point here.
     gpu = gpu_named("h100_sxm")
     told, seen = walked(gpu, sequences, 64), simulated(gpu, sequences, 64)
     assert told == pytest.approx(seen, rel=0.25)
