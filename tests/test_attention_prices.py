@@ -255,6 +255,20 @@ def test_a_wrong_row_is_refused_with_its_line():
         READERS["attn_decode"](table, "rows.csv")
 
 
+def test_a_row_of_a_mixed_batch_with_nothing_in_it_is_refused_with_its_line():
+    rows = measured("rtxpro6000_vllm_kernels")
+    first = int(np.argmax(rows["kind"] == "attention_mixed_batch"))
+    table = {name: values[first : first + 3].copy() for name, values in rows.items()}
+    table["prefill_chunk"][2], table["n_decode"][2] = 0, 0
+    with pytest.raises(ClustersimError, match="line 4: prefill_chunk and n_decode are both 0"):
+        READERS["rtxpro6000_vllm_kernels"](table, "rows.csv")
+
+
+def test_a_format_that_the_gpu_lacks_is_refused():
+    with pytest.raises(ClustersimError, match='"fp8" has no flop_rate on'):
+        attention_least(gpu_named("a100_sxm"), "fp8", batch([(128, 0)]))
+
+
 def test_shapes_that_a_fit_has_not_seen_are_foretold_by_the_formula_alone():
     for key, calls in calls_of(all_rows()).items():
         kernel, gpu = KERNEL[key.kernel], gpu_named(key.gpu)

@@ -160,7 +160,11 @@ def _kv_bytes(c: Columns) -> np.ndarray:
 
 
 def attention_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
-    """float64[Q] s of the data sheet's roofline: products, or queries, KV and outputs once over HBM."""
+    """float64[Q] s of the data sheet's roofline: products, or queries, KV and outputs once over HBM.
+
+    Raises   ClustersimError where the GPU has no such format
+    """
+    flop_rate_of(gpu, form)
     row = np.where(_narrow(gpu, c), 1.0, WIDE)
     moved = _kv_bytes(c) + 2.0 * row * c["tokens"] * c["heads"] * c["head_dim"]
     return np.asarray(np.maximum(_flop(c) / _flop_rate(gpu, form, c), moved / gpu.memory_bandwidth))
