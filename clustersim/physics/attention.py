@@ -290,7 +290,7 @@ def decode_seconds(gpu: Gpu, form: str, p: DecodeParameters, c: Columns) -> np.n
     item = np.where(lone, p.lone_item, p.item) * np.where(narrow, p.narrow_item, 1.0)
     latency = np.maximum(items * used / gpu.sms, 1.0) * (item + length / used * token)
     # Whether parts are made is taken from the length alone: a larger batch makes fewer, but is not cheaper.
-    gather = p.gather * np.where(narrow, p.narrow_gather, 1.0) * np.minimum(parts - 1.0, 1.0)
+    gather = p.gather * np.where(narrow, p.narrow_gather, 1.0) * (1.0 - 1.0 / parts)
     gather = gather + p.merge * np.minimum(parts, gpu.sms) * (parts > 1.0)
     regroup = p.regroup * (~lone & (c["kv_heads"] > 1) & (c["sequences"] > 1))
     launch = np.where(lone, p.lone_launch, p.launch)
