@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from measure_page import measure_pages
 from network_page import network_pages
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
@@ -53,6 +54,7 @@ def pages() -> dict[str, str]:
         "validation-network.md": validation_page(),
         "validation-network.svg": drawing(),
         **network_pages(),
+        **measure_pages(),
         **{f"commands/{name}.md": command_page(name, command) for name, command in cli.commands.items()},
     }
 
