@@ -64,16 +64,17 @@ HEADS = ("heads", "kv_heads", "head_dim", "kv_bytes")
 class PrefillParameters:
     """What a library's prefill attention reaches on one GPU.
 
-    launch    s of all its launches, before the first and after the last tile
-    quantise  s more to bring bf16 queries to the format of a narrow KV cache
-    traffic   share of the HBM bandwidth at which the numbers of new tokens pass, counted once, though a
-              kernel before the attention may rotate them and write them to the cache
-    reach     share of the data sheet's FLOP/s that the products alone reach
-    softmax   share of the exponentials' time that the products do not hide
-    rows      query rows of a tile, a multiple of 64: what tensor cores of a block of four warps take
-    tile      s of a tile beside its keys: prologue, epilogue, first bytes
-    waves     share of the last wave that is paid though it is not full; 1: all of it
-    longest   share of the way to the end of the longest tile, beyond a mean one, that nothing else fills
+    launch       s of all its launches, before the first and after the last tile
+    quantise     s more to bring bf16 queries to the format of a narrow KV cache
+    traffic      share of the HBM bandwidth at which the numbers of new tokens pass, counted once, though a
+                 kernel before the attention may rotate them and write them to the cache
+    reach        share of the data sheet's FLOP/s that the products alone reach
+    softmax      share of the exponentials' time that the products do not hide
+    rows         query rows of a tile, a multiple of 64: what tensor cores of a block of four warps take
+    tile         s of a tile beside its keys: prologue, epilogue, first bytes
+    narrow_tile  the same with a narrow KV cache, times
+    waves        share of the last wave that is paid though it is not full; 1: all of it
+    longest      share of the way to the end of the longest tile, beyond a mean one, that nothing else fills
     """
 
     launch: float = 11e-6
@@ -83,6 +84,7 @@ class PrefillParameters:
     softmax: float = 0.8
     rows: float = 128.0
     tile: float = 2e-6
+    narrow_tile: float = 2.0
     waves: float = 0.7
     longest: float = 1.0
 
@@ -212,8 +214,9 @@ def _walk(gpu: Gpu, form: str, p: PrefillParameters, c: Columns, some: Tiles, at
     key = at_a_time * _pair_seconds(gpu, form, p, c) * gpu.sms
     full = tiles * c["heads"] / gpu.sms
     waves = full + p.waves * (np.ceil(full) - full)
+    tile = p.tile * np.where(_narrow(gpu, c), p.narrow_tile, 1.0)
     # Half of the keys that are taken last lie beyond the end.
-    return np.asarray(waves * ((mean + KEYS / 2) * key + p.tile) + p.longest * (longest - mean) * key)
+    return np.asarray(waves * ((mean + KEYS / 2) * key + tile) + p.longest * (longest - mean) * key)
 
 
 def _pair_seconds(gpu: Gpu, form: str, p: PrefillParameters, c: Columns) -> np.ndarray:

@@ -157,6 +157,7 @@ PREFILL_START = {
     "reach": Parameter(0.85, 0.3, 1.0, prior=0.3),
     "softmax": Parameter(0.8, 0.05, 3.0, prior=0.5),
     "tile": Parameter(2e-6, 0.01e-6, 10e-6),
+    "narrow_tile": Parameter(2.0, 0.5, 5.0, prior=0.5),
     "waves": Parameter(0.7, 0.05, 1.0),
     "longest": Parameter(0.9, 0.05, 2.0),
 }
