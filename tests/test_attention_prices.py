@@ -12,7 +12,6 @@ from clustersim.physics.attention import (
     KERNELS,
     KEYS,
     DecodeParameters,
-    MixedParameters,
     PrefillParameters,
     attention_least,
     decode_seconds,
@@ -209,7 +208,7 @@ def test_new_tokens_in_the_call_of_a_chunk_cost_more_than_the_chunk_and_more_the
 
     def both(n):
         ones = {"decode_sequences": np.array([float(n)]), "decode_context": np.array([float(n * length)])}
-        return mixed_seconds(gpu, "bf16", MixedParameters(), {**chunk, **ones})[0]
+        return mixed_seconds(gpu, "bf16", PrefillParameters(), {**chunk, **ones})[0]
 
     alone = prefill_seconds(gpu, "bf16", PrefillParameters(), chunk)[0]
     assert both(0) == pytest.approx(alone)

@@ -75,6 +75,8 @@ class PrefillParameters:
     narrow_tile  the same with a narrow KV cache, times
     waves        share of the last wave that is paid though it is not full; 1: all of it
     longest      share of the way to the end of the longest tile, beyond a mean one, that nothing else fills
+    again        with new tokens of other sequences in the same call: bandwidth ÷ that of HBM at which their
+                 query heads read KV that others of the group have read before them and the L2 has lost
     """
 
     launch: float = 11e-6
@@ -87,16 +89,6 @@ class PrefillParameters:
     narrow_tile: float = 2.0
     waves: float = 0.7
     longest: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class MixedParameters(PrefillParameters):
-    """What a library's attention over chunks and new tokens together reaches on one GPU.
-
-    again  bandwidth ÷ that of HBM at which query heads read KV that others of their group have read before
-           them and that the L2 has lost
-    """
-
     again: float = 2.0
 
 
@@ -244,7 +236,7 @@ def prefill_size(c: Columns) -> np.ndarray:
 # ---- both in one call -----------------------------------------------------------------------------
 
 
-def mixed_seconds(gpu: Gpu, form: str, p: MixedParameters, c: Columns) -> np.ndarray:
+def mixed_seconds(gpu: Gpu, form: str, p: PrefillParameters, c: Columns) -> np.ndarray:
     """float64[Q] s of one call for chunks of prompts and for sequences with one new token.
 
     A kernel for prompts gives every query head of a new token a tile of its own, in which one row is used.
@@ -373,12 +365,12 @@ KERNELS = (
     Kernel(
         "attention_mixed",
         (*BATCH, "decode_sequences", "decode_context", *HEADS),
-        MixedParameters,
+        PrefillParameters,
         mixed_seconds,
         mixed_least,
         attention_shape,
         mixed_size,
-        unmeasured=MixedParameters(),
+        unmeasured=PrefillParameters(),
         form="bf16",
     ),
 )
