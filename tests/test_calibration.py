@@ -172,7 +172,7 @@ def test_every_table_belongs_to_a_kernel_a_gpu_a_format_and_a_known_library() ->
     for key in fitted_parameters():
         table = kernel_table(key)
         assert gpu_named(key.gpu).name == key.gpu and key.library in (*LIBRARIES, *ONLY_NAMED), key
-        assert set(table.parameters) == set(KERNELS[key.kernel].parameters.__dataclass_fields__), key
+        assert set(table.parameters) <= set(KERNELS[key.kernel].parameters.__dataclass_fields__), key
         assert np.isfinite(table.ratio).all() and (table.far >= 0).all()
         assert table.ratio.shape == tuple(len(axis) for axis in table.axes)
 

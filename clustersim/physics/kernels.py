@@ -116,7 +116,7 @@ def _by_table(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, key: TableK
         seconds *= np.exp(ratio)
 
         def price(some: Columns, there: np.ndarray) -> np.ndarray:
-            return kernel.seconds(gpu, form, parameters, some) * np.exp(lay(table, there)[0])
+            return np.asarray(kernel.seconds(gpu, form, parameters, some) * np.exp(lay(table, there)[0]))
 
         _keep_between(seconds, kernel, table, columns, at, price)
     return np.maximum(seconds, least), origin, outside
