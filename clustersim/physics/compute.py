@@ -74,7 +74,7 @@ def _together(operators: Sequence[Operator], kernel: str, form: str, gpu: Gpu, l
         busy = np.flatnonzero(~idle)
         columns = {
             name: np.concatenate([_call(op).columns[name] for op in operators])[busy]
-            for name in KERNELS[kernel].columns
+            for name in _call(operators[0]).columns
         }
         found = _placed(found, busy, price_calls(KERNELS[kernel], gpu, form, columns, library))
     seconds, origin, outside, basis = found

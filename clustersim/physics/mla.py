@@ -88,8 +88,12 @@ class DecodeParameters:
 
 @dataclass(frozen=True, slots=True)
 class PrefillModuleParameters:
-    """What a library's whole attention module reaches in prefill; the kernel's as of PrefillParameters.
+    """What a library's whole attention module reaches in prefill.
 
+    merging     of the kernel, as in PrefillParameters
+    arithmetic  of the kernel, as in PrefillParameters
+    traffic     of the kernel, as in PrefillParameters
+    throttle    of the kernel, as in PrefillParameters
     launches    fixed cost of the kernel and all projections, in launches
     projection  share of the data sheet's FLOP/s that the projections reach
     weights     share of the HBM bandwidth at which the projections' weights are read
@@ -110,8 +114,12 @@ class PrefillModuleParameters:
 
 @dataclass(frozen=True, slots=True)
 class DecodeModuleParameters:
-    """What a library's whole attention module reaches in decode; the kernel's as of DecodeParameters.
+    """What a library's whole attention module reaches in decode.
 
+    merging     of the kernel, as in DecodeParameters
+    arithmetic  of the kernel, as in DecodeParameters
+    memory      of the kernel, as in DecodeParameters
+    traffic     of the kernel, as in DecodeParameters
     launches    fixed cost of the kernel and all projections, in launches
     projection  share of the data sheet's FLOP/s that the projections reach
     weights     share of the HBM bandwidth at which the projections' weights are read

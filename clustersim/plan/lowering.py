@@ -193,27 +193,35 @@ def _among_sharers(out: Builder, name: str, kind: str, came: np.ndarray, width: 
 def _serve(out: Builder, came: np.ndarray) -> None:
     """came int64[EP, slots]: all tokens of each copy, on every rank that shares it."""
     rows = np.repeat(came, out.d.expert_tensor_parallel, axis=0)
+    even = float(rows.mean())
     if out.d.experts.service == "grouped":
-        _expert(out, rows, slot=-1)
+        _expert(out, rows, even, slot=-1)
         return
     for slot in range(rows.shape[1]):
-        _expert(out, rows[:, slot : slot + 1], slot=slot)
+        _expert(out, rows[:, slot : slot + 1], even, slot=slot)
 
 
-def _expert(out: Builder, rows: np.ndarray, slot: int) -> None:
-    """rows int64[N, g]: tokens of the g copies that a rank serves together."""
+def _expert(out: Builder, rows: np.ndarray, even: float, slot: int) -> None:
+    """rows int64[N, g]: tokens of the g copies that a rank serves together; even: of any copy on average."""
     m = out.model
     inner = m.ffn // out.d.expert_tensor_parallel
     up = inner * (2 if m.ffn_kind == "gated" else 1)
     tokens = rows.sum(axis=1)
-    _grouped(out, "expert_gemm_1", "expert_up", rows, up, m.hidden, slot)
+    _grouped(out, "expert_gemm_1", "expert_up", rows, even, up, m.hidden, slot)
     activated = WIDTH * tokens * (up + inner)
     out.moves("expert_activation", "activation", tokens, activated, slot=slot)
-    _grouped(out, "expert_gemm_2", "expert_down", rows, m.hidden, inner, slot)
+    _grouped(out, "expert_gemm_2", "expert_down", rows, even, m.hidden, inner, slot)
 
 
 def _grouped(
-    out: Builder, name: str, kernel: str, rows: np.ndarray, columns: int, depth: int, slot: int
+    out: Builder,
+    name: str,
+    kernel: str,
+    rows: np.ndarray,
+    even: float,
+    columns: int,
+    depth: int,
+    slot: int,
 ) -> None:
     """One product per copy, all in one kernel. A copy without tokens is not read, one with a single
     token is read whole."""
@@ -225,6 +233,7 @@ def _grouped(
         inter=m.ffn // out.d.expert_tensor_parallel,
         gated=float(m.ffn_kind == "gated"),
         top_k=m.top_k,
+        even_rows=even,
     )
     tokens, weights = rows.sum(axis=1), (rows > 0).sum(axis=1) * columns * depth
     out.add(

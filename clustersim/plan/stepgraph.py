@@ -22,7 +22,7 @@ class Call:
     columns: Mapping[str, np.ndarray]
 
 
-_EXPERTS = ("counts", "hidden", "inter", "gated", "top_k")
+_EXPERTS = ("counts", "even_rows", "hidden", "inter", "gated", "top_k")
 _ATTENTION = ("sequences", "tokens", "pairs", "context", "heads", "kv_heads", "head_dim", "kv_bytes")
 _MLA = (
     *("sequences", "tokens", "pairs", "context", "heads"),
@@ -33,6 +33,7 @@ _MOVES = ("tokens", "bytes")
 #: Kernel → the columns that say how large it is:
 #: m, n, k        rows (tokens), columns and depth of a dense product
 #: counts         tokens of each of the rank's g expert copies
+#: even_rows      tokens of a copy if all of the layer had as many: what a library tunes for
 #: hidden, inter  widths of the residual stream and, on this rank, of an expert
 #: gated          1 where gate and up are one product twice as wide, else 0
 #: top_k          experts of a token
