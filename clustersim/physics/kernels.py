@@ -63,7 +63,12 @@ def price_calls(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, library: 
     Returns  without any table: the data sheet's roofline and the GPU's launch
     Raises   ClustersimError where the GPU has no such format
     """
-    least, key = kernel.least(gpu, form, columns), basis_of(kernel, gpu, form, library)
+    return priced_by(basis_of(kernel, gpu, form, library), kernel, gpu, form, columns)
+
+
+def priced_by(key: TableKey | None, kernel: Kernel, gpu: Gpu, form: str, columns: Columns) -> Priced:
+    """The prices that one table gives, of whichever GPU, format and library it is; None: the data sheet's."""
+    least = kernel.least(gpu, form, columns)
     if key is None:
         formula = np.full(len(least), FORMULA, dtype=np.int8)
         return Priced(least + gpu.launch_latency, formula, np.zeros(len(least)), None)

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from clustersim.errors import ClustersimError, nearest
+from clustersim.spec.references import catalogue_name, not_in_catalogue
 from clustersim.study.measured import Table
 
 Entry = TypeVar("Entry")
@@ -32,31 +33,6 @@ FORMATS = {
     "fp4": "fp4",
     "nvfp4": "fp4",
 }
-
-#: What the files call a GPU → its name in the catalogue.
-GPUS = {
-    "A100": "a100_sxm",
-    "A100-SXM-80GB": "a100_sxm",
-    "A800": "a800_sxm",
-    "A800-SXM-80GB": "a800_sxm",
-    "H100": "h100_sxm",
-    "H100-SXM-80GB": "h100_sxm",
-    "H100-PCIe-80GB": "h100_pcie",
-    "H200": "h200_sxm",
-    "H200-SXM-141GB": "h200_sxm",
-    "H800": "h800_sxm",
-    "H800-SXM5": "h800_sxm",
-    "H20": "h20",
-    "B200": "b200_sxm",
-    "B200-SXM": "b200_sxm",
-    "GB200": "gb200",
-    "GB200-NVL72": "gb200",
-    "B300-SXM": "b300_sxm",
-    "MI300X": "mi300x",
-    "RTX PRO 6000": "rtx_pro_6000",
-}
-_GPUS = {**GPUS, **{name: name for name in GPUS.values()}}
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
@@ -167,8 +143,14 @@ def entries(
 
 
 def gpus(table: Table, at: np.ndarray | None = None, name: str = "gpu") -> np.ndarray:
-    """str[M] names in the catalogue of the GPUs a column names."""
-    return np.array(entries(table, name, _GPUS, "GPU", at), dtype=str)
+    """str[M] names in the catalogue of the GPUs a column names, by any name they have there."""
+    texts = [str(text) for text in column(table, name, at).tolist()]
+    ours = {text: catalogue_name("gpus", text) for text in dict.fromkeys(texts)}
+    strange = np.array([ours[text] is None for text in texts], dtype=bool)
+    if strange.any():
+        first = texts[int(np.argmax(strange))]
+        _refuse(table, name, at, strange, not_in_catalogue("gpus", first).removeprefix(f'"{first}" '))
+    return np.array([ours[text] for text in texts], dtype=str)
 
 
 def formats(table: Table, name: str = "dtype", at: np.ndarray | None = None) -> np.ndarray:
