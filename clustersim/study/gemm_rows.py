@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from clustersim.spec.kernel_tables import TableKey
 from clustersim.study import layer_profiles
 from clustersim.study.kernel_rows import (
     Rows,
@@ -19,6 +20,7 @@ from clustersim.study.kernel_rows import (
     whole,
 )
 from clustersim.study.layer_profiles import PRODUCTS, Profile, per_layer, rows_of_layers
+from clustersim.study.least_squares import Parameter
 from clustersim.study.measured import Table
 
 #: A product of many tokens that takes so many times as long per token as the same product of more tokens.
@@ -104,3 +106,23 @@ READERS: dict[str, Callable[..., list[Rows]]] = {
     "infersim_h800_gemm": products,
     **{name: _reader(name) for name in layer_profiles.PROFILES},
 }
+
+_START = {
+    "launch": Parameter(3e-6, 1e-7, 3e-5),
+    "reach": Parameter(0.8, 0.1, 2.0),
+    "bandwidth": Parameter(0.8, 0.1, 1.0),
+    "in_flight": Parameter(1e6, 1e4, 1e8),
+    "overlap": Parameter(3.0, 1.0, 6.0),
+    "depth": Parameter(100.0, 10.0, 1000.0),
+    "small_tile": Parameter(0.1, 0.01, 1.0),
+    "last_wave": Parameter(0.6, 0.05, 1.0),
+    "throttle": Parameter(0.05, 0.001, 1.0),
+    "quantise": Parameter(1.0, 0.1, 10.0),
+}
+
+
+def _start(_: TableKey) -> Mapping[str, Parameter]:
+    return _START
+
+
+STARTS = {"gemm": _start}

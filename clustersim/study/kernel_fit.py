@@ -20,11 +20,10 @@ from clustersim.physics.kernels import KERNELS
 from clustersim.spec.gpus import gpu_named
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.kernel_tables import KernelTable, TableKey, packed
-from clustersim.study.kernel_families import READERS, STARTS
+from clustersim.study.kernel_families import STARTS, measured_rows
 from clustersim.study.kernel_rows import Rows, taken
 from clustersim.study.kriging import Surface, best_surface, left_out, predict
 from clustersim.study.least_squares import Fitted, Parameter, fit, inline
-from clustersim.study.measured import measured
 
 #: Rows below which a formula's parameters cannot be told apart.
 LEAST_ROWS = 12
@@ -246,7 +245,7 @@ def _nearest(nodes: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 def all_calls() -> dict[TableKey, Calls]:
     """The measured calls of all kernels."""
-    return calls_of([rows for name, reader in READERS.items() for rows in reader(measured(name), name)])
+    return calls_of(measured_rows())
 
 
 def write_kernels(folder: Path) -> Iterator[str]:
@@ -256,7 +255,7 @@ def write_kernels(folder: Path) -> Iterator[str]:
     """
     parts, curves = [_HEAD], {}
     for key, calls in all_calls().items():
-        gpu, start = gpu_named(key.gpu), STARTS[key.kernel]
+        gpu, start = gpu_named(key.gpu), STARTS[key.kernel](key)
         found = fitted_calls(calls, gpu, start)
         alone = computed(KERNELS[key.kernel], gpu, calls, found.parameters)
         told = foretold(found, gpu, start)
