@@ -245,6 +245,94 @@ def validate(part: str, as_json: bool, out: Path | None, quick: bool) -> int:
     return 0 if found["kept"] else 1
 
 
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("what", metavar="KERNEL|FILE")
+@click.argument("sizes", metavar="[--SIZE VALUE]...", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--gpu", default="", metavar="NAME",
+    help="GPU by any of its names; of a file, instead of its column `gpu`. A kernel may have several: h100,b200.",
+)  # fmt: skip
+@click.option(
+    "--library", default="auto", show_default=True, metavar="NAME",
+    help="Whose kernels: trtllm, vllm, ...; auto is the file's `framework`, else whoever was measured.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write the priced rows there, compressed if it ends in .gz, instead of standard output.",
+)  # fmt: skip
+@click.option("--skip", is_flag=True, help="Leave rows without a price that no kernel speaks about.")
+@_JSON
+def price(
+    what: str, sizes: tuple[str, ...], gpu: str, library: str, out: Path | None, skip: bool, as_json: bool
+) -> None:
+    """Say what kernels cost, and where each price comes from.
+
+    \b
+    clustersim price gemm --gpu h100_sxm --m 1,16,256 --n 4096 --k 7168 --dtype fp8
+    clustersim price attention-decode --gpu b200 --batch 64 --kv-len 4096 --heads 32 --kv-heads 8
+    clustersim price mla-decode --gpu h200 --batch 32 --kv-len 1024..65536 --heads 16
+    clustersim price experts --gpu h100 --tokens 4096 --hidden 7168 --inter 2048 --experts 256 --top-k 8 --ep 32
+    clustersim price norm --gpu a100 --tokens 512 --width 8192
+    clustersim price rows.csv --out priced.csv
+
+    A kernel is asked by its sizes: whole numbers, several between commas, or 1..64 for the powers of two from
+    1 to 64. --dtype is bf16, fp8, fp8_block or fp4; attention has --kv-dtype, prefills --prior for tokens whose
+    keys and values are there already, expert layers --tp, --distribution, or --counts with the tokens of each
+    expert of the rank. A kernel without its sizes says which it wants.
+
+    Of a file, all rows and columns are kept and `seconds,origin` added. It may have any column form of the
+    measured files, recognised by its columns, whatever it is called; measured columns need not be there, and
+    others do no harm. Mistakes name the line, and then nothing is written. At most 4,000,000 rows are priced.
+    """
+    from clustersim.study.price import check_library, kernel_asked
+
+    check_library(library)
+    kernel = kernel_asked(what)
+    if kernel:
+        _price_kernel(kernel, gpu, sizes, library, as_json)
+    else:
+        _price_file(Path(what), sizes, gpu, library, skip, out, as_json)
+
+
+def _price_kernel(kernel: str, gpu: str, sizes: tuple[str, ...], library: str, as_json: bool) -> None:
+    from clustersim.study.price_flags import price_flags
+
+    found = price_flags(kernel, gpu, sizes, library)
+    if as_json:
+        _print_json(found)
+        return
+    from clustersim.report.price import show_prices
+
+    _print_page(lambda console: show_prices(found, console))
+
+
+def _price_file(
+    path: Path, sizes: tuple[str, ...], gpu: str, library: str, skip: bool, out: Path | None, as_json: bool
+) -> None:
+    from clustersim.errors import ClustersimError
+    from clustersim.study import price_rows
+
+    if sizes:
+        raise ClustersimError(f"{sizes[0]}: the rows of {path} say their own sizes")
+    if out is not None:
+        price_rows.check_out(path, out)
+    found = price_rows.price_file(path, gpu, library, skip)
+    if out is None:
+        if as_json:
+            _print_json(price_rows.as_json(found, path))
+        else:
+            _print(found.csv().decode())
+        return
+    price_rows.write(found, out)
+    said = price_rows.summary(found, path, out)
+    if as_json:
+        _print_json(said)
+        return
+    from clustersim.report.price import show_priced_file
+
+    _print_page(lambda console: show_priced_file(said, console))
+
+
 def _print_json(value: Any) -> None:
     _print(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

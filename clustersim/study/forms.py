@@ -1,4 +1,4 @@
-"""Which form a file of kernel rows has: that of the measured table whose columns it shares, whatever its name.
+"""Which form a file of kernel rows has: that of the measured table whose columns it shares.
 
 What was measured, and what a source tells beside it, plays no part: rows to be priced need not have it.
 """

@@ -34,6 +34,7 @@ FORMATS = {
     "nvfp4": "fp4",
 }
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """Calls of one kernel that a file lists, and what they took where it says so.

@@ -19,8 +19,11 @@ from clustersim.spec.formats import formats_of, rate_key
 from clustersim.spec.gpus import gpu_named
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.model import FORMAT_BYTES
+from clustersim.study.kernel_families import rows_of_table
 from clustersim.study.kernel_rows import FORMATS
 
+#: A GPU to name where the GPU plays no part.
+BEST_KNOWN = "h100_sxm"
 #: Prices of one command at most.
 MOST_PRICES = 10_000
 #: Formats by all their names, ours among them.
@@ -63,15 +66,26 @@ def price_flags(kernel: str, gpus: str, given: Sequence[str], library: str = AUT
     name = kernel.replace("-", "_")
     pick(KERNELS, name, "kernel")
     flags = flags_of(name)
-    values = {"gpu": _listed("gpu", gpus), **_values(name, flags, given)}
+    sizes = _values(name, flags, given)
+    if not gpus:
+        raise ClustersimError(
+            f"{kernel}: --gpu missing; a name such as {BEST_KNOWN}, or several between commas"
+        )
+    values = {"gpu": _listed("gpu", gpus), **sizes}
     count = int(np.prod([len(one) for one in values.values()]))
     if count > MOST_PRICES:
-        raise ClustersimError(f"these are {count:,} prices; at most {MOST_PRICES:,} are shown, a file may have more")
+        raise ClustersimError(
+            f"these are {count:,} prices; at most {MOST_PRICES:,} are shown, a file may have more"
+        )
     prices = []
     for combination in product(*values.values()):
         asked = dict(zip(values, combination, strict=True))
         prices.append(_priced(name, flags, asked, library))
-    return {"kernel": name, "varies": [flag for flag, some in values.items() if len(some) > 1], "prices": prices}
+    return {
+        "kernel": name,
+        "varies": [flag for flag, some in values.items() if len(some) > 1],
+        "prices": prices,
+    }
 
 
 def flags_of(kernel: str) -> Flags:
@@ -178,10 +192,7 @@ def _priced(kernel: str, flags: Flags, asked: dict[str, Any], library: str) -> d
         raise ClustersimError(
             f'--dtype {form}: {gpu.name} does not compute in "{form}"; it has {", ".join(formats_of(gpu))}'
         )
-    columns = {
-        name: np.array([value], dtype=float)
-        for name, value in flags.columns(asked).items()
-    }
+    columns = {name: np.array([value], dtype=float) for name, value in flags.columns(asked).items()}
     priced = price_calls(KERNELS[kernel], gpu, form, columns, library)
     least = float(KERNELS[kernel].least(gpu, form, columns)[0])
     return {
@@ -235,21 +246,41 @@ def _latent(one: One) -> dict[str, Any]:
 
 
 def _experts(one: One) -> dict[str, Any]:
-    """Even loads, or the counts themselves."""
-    held = one["experts"] / one["ep"]
-    if one["counts"] is None and held % 1:
-        raise ClustersimError(f"--ep {one['ep']:g} does not divide --experts {one['experts']:g}")
-    even = one["tokens"] * one["top-k"] / one["experts"]
-    counts = one["counts"] or [even] * int(held)
-    if not sum(counts):
+    """The rank that gets most of a load pattern, or the counts themselves."""
+    if one["counts"] is None:
+        return _pattern(one)
+    total = sum(one["counts"])
+    if not total:
         raise ClustersimError("--counts: no expert has a token")
+    held = len(one["counts"])
     return {
-        "counts": counts,
+        "counts": one["counts"],
         "hidden": one["hidden"],
         "inter": one["inter"] / one["tp"],
         "gated": 1.0,
         "top_k": one["top-k"],
+        "experts_held": held,
+        "tokens": one["tokens"] or total / one["top-k"],
+        "even_rows": total / held,
     }
+
+
+def _pattern(one: One) -> dict[str, Any]:
+    """As the rows of benchmarks name it, by their reader: a flag and a row of a file cost the same."""
+    missing = [flag for flag in ("tokens", "experts") if one[flag] is None]
+    if missing:
+        raise ClustersimError(
+            f"--{missing[0]} missing, unless --counts says what each expert of the rank gets"
+        )
+    row = {
+        "gpu": BEST_KNOWN,
+        "dtype": "bf16",
+        **{_FUSED[flag]: one[flag] for flag in _FUSED},
+    }
+    rows = rows_of_table(
+        {name: np.array([value]) for name, value in row.items()}, "--distribution", "moe_kernels"
+    )
+    return {name: values[0] for name, values in rows[0].columns.items()}
 
 
 def _moved(per_token: float) -> Flags:
@@ -264,10 +295,23 @@ def _moved(per_token: float) -> Flags:
 #: Sizes of DeepSeek-V3's attention. Source: arXiv 2412.19437, section 4.2.
 _LATENT = {"kv-rank": 512.0, "rope-dim": 64.0, "nope-dim": 128.0, "v-dim": 128.0}
 _NUMBERS = {"dtype": "bf16", "kv-dtype": None}
+#: Flag → column of moe_kernels.
+_FUSED = {
+    "tokens": "num_tokens_global",
+    "hidden": "hidden_size",
+    "inter": "inter_size",
+    "top-k": "topk",
+    "experts": "num_experts",
+    "ep": "moe_ep",
+    "tp": "moe_tp",
+    "distribution": "distribution",
+}
 _PROMPT, _STEP = ("batch", "isl", "heads"), ("batch", "kv-len", "heads")
 
 FLAGS: dict[str, Flags] = {
-    "gemm": Flags(("m", "n", "k"), lambda one: {name: one[name] for name in ("m", "n", "k")}, {"dtype": "bf16"}),
+    "gemm": Flags(
+        ("m", "n", "k"), lambda one: {name: one[name] for name in ("m", "n", "k")}, {"dtype": "bf16"}
+    ),
     "attention_prefill": Flags(
         (*_PROMPT, "kv-heads"),
         lambda one: {**_of_prompts(one), **_grouped(one)},
@@ -286,6 +330,18 @@ FLAGS: dict[str, Flags] = {
         free=("prior",),
     ),
     "mla_decode": Flags(_STEP, lambda one: {**_of_steps(one), **_latent(one)}, {**_LATENT, **_NUMBERS}),
+    **dict.fromkeys(
+        ("experts", "expert_up", "expert_down"),
+        Flags(
+            ("hidden", "inter", "top-k"),
+            _experts,
+            {
+                **dict.fromkeys(("tokens", "experts", "counts")),
+                **{"ep": 1.0, "tp": 1.0, "distribution": "balanced", "dtype": "bf16"},
+            },
+            lists=("counts",),
+        ),
+    ),
     # Bytes of a number of the width that are read and written: see physics.elementwise.
     "norm": _moved(4.0),
     "rotary": _moved(4.0),

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +21,10 @@ from clustersim.spec.formats import formats_of, rate_key
 from clustersim.spec.gpus import gpu_named
 from clustersim.spec.hardware import Gpu
 from clustersim.study.forms import forms_of, known_columns
-from clustersim.study.kernel_families import READERS
+from clustersim.study.kernel_families import rows_of_table
 from clustersim.study.kernel_rows import Rows, taken
 from clustersim.study.measured import Table
-from clustersim.trace.csv import Sheet, read_known
+from clustersim.trace.csv import Sheet, check_place, read_known, write_text
 
 #: Rows of one file at most: with their lines they take about a gigabyte.
 MOST_ROWS = 4_000_000
@@ -94,7 +95,9 @@ def price_file(path: Path, gpu: str = "", library: str = AUTO, skip: bool = Fals
         if not skip:
             _refuse_unpriced(found, sheet, header)
     except ClustersimError as error:
-        raise ClustersimError(f"{path}: {_with_lines(str(error), [number for number, _ in lines])}") from error
+        raise ClustersimError(
+            f"{path}: {_with_lines(str(error), [number for number, _ in lines])}"
+        ) from error
     return found
 
 
@@ -131,7 +134,7 @@ def _form(sheet: Sheet, gpu: str) -> str:
     first = _table(sheet, 0, min(BLOCK, sheet.length), gpu)
     for form in likely:
         try:
-            READERS[form](first, form)
+            rows_of_table(first, form, form)
         except ClustersimError:
             continue
         return form
@@ -165,13 +168,10 @@ def _values(words: Sequence[str]) -> np.ndarray:
 
 def _price_block(found: PricedRows, table: Table, start: int, library: str) -> None:
     try:
-        tables = READERS[found.form](table, found.form)
-        for rows in tables:
+        for rows in rows_of_table(table, found.form, found.form):
             _price(found, rows, start, library)
     except ClustersimError as error:
-        raise ClustersimError(
-            _LINE.sub(lambda place: f"line {int(place[1]) + start}", str(error))
-        ) from error
+        raise ClustersimError(_LINE.sub(lambda place: f"line {int(place[1]) + start}", str(error))) from error
 
 
 def _price(found: PricedRows, rows: Rows, start: int, library: str) -> None:
@@ -221,3 +221,56 @@ def _refuse_unpriced(found: PricedRows, sheet: Sheet, header: str) -> None:
             f"line {row + 2}: no kernel speaks about this row{told}: {header} = {found.lines[row + 1][:200]}; "
             "--skip leaves such rows without a price"
         )
+
+
+def check_out(path: Path, out: Path) -> None:
+    """Raises ClustersimError if the prices cannot be written there, or would replace the rows."""
+    check_place(out)
+    if out.exists() and path.exists() and out.samefile(path):
+        raise ClustersimError(f"--out {out}: is the file of the rows itself; name another")
+
+
+def summary(found: PricedRows, path: Path, out: Path | None) -> dict[str, Any]:
+    """What was priced, by kernel and by origin.
+
+    Returns  {file, out, form, rows, kernels: {kernel: rows}, origins: {origin: {rows, share of the time}},
+             outside: octaves at most}
+    """
+    total = float(np.nansum(found.seconds))
+    origins = {}
+    for place, name in enumerate((*ORIGINS, SKIPPED)):
+        chosen = found.origin == (place if name != SKIPPED else _NONE)
+        if chosen.any():
+            share = float(np.nansum(found.seconds[chosen])) / total if total else 0.0
+            origins[name] = {"rows": int(chosen.sum()), "share": share}
+    return {
+        "file": str(path),
+        "out": None if out is None else str(out),
+        "form": found.form,
+        "rows": len(found.seconds),
+        "kernels": found.calls,
+        "origins": origins,
+        "outside": float(found.outside.max(initial=0.0)),
+    }
+
+
+def as_json(found: PricedRows, path: Path) -> dict[str, Any]:
+    """The summary, and seconds and origin of every row; None where nothing prices it."""
+    words = [*ORIGINS, None]
+    return {
+        **summary(found, path, None),
+        "seconds": [None if second != second else second for second in found.seconds.tolist()],
+        "origin": [words[place] for place in found.origin.tolist()],
+        **{
+            f"seconds_{PARTS[kernel]}": [None if one != one else one for one in part.tolist()]
+            for kernel, part in found.parts.items()
+        },
+    }
+
+
+def write(found: PricedRows, out: Path) -> None:
+    """Writes the rows with their prices, whole or not at all; compressed if named `.gz`.
+
+    Raises   ResultError if nothing can be written there
+    """
+    write_text(out, found.csv())

@@ -155,7 +155,9 @@ def read_known(path: Path, known: Collection[str], most_rows: int = MOST_ROWS) -
     columns = {name: "text" for name in header if name in known}
     if not columns:
         near = next(filter(None, (nearest(name, known) for name in header[:_SHOWN])), "")
-        raise _refused(path, f"has no column that is known here{near}; its first line is {shown(','.join(header))}")
+        raise _refused(
+            path, f"has no column that is known here{near}; its first line is {shown(','.join(header))}"
+        )
     _header(path, content, columns)
     _check_size(path, content, most_rows)
     sheet = _sheet(path, content, header, columns)
