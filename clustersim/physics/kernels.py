@@ -72,10 +72,14 @@ def priced_by(key: TableKey | None, kernel: Kernel, gpu: Gpu, form: str, columns
     if key is None:
         formula = np.full(len(least), FORMULA, dtype=np.int8)
         return Priced(least + gpu.launch_latency, formula, np.zeros(len(least)), None)
-    table = kernel_table(key)
-    computed = kernel.seconds(gpu, form, kernel.parameters(**table.parameters), columns)
-    ratio, origin, outside = _laid(kernel, gpu, form, table, columns)
+    computed = computed_by(key, kernel, gpu, form, columns)
+    ratio, origin, outside = _laid(kernel, gpu, form, kernel_table(key), columns)
     return Priced(np.maximum(computed * np.exp(ratio), least), origin, outside, key)
+
+
+def computed_by(key: TableKey, kernel: Kernel, gpu: Gpu, form: str, columns: Columns) -> np.ndarray:
+    """float64[Q] s by the formula alone, with the parameters of a table."""
+    return kernel.seconds(gpu, form, kernel.parameters(**kernel_table(key).parameters), columns)
 
 
 def _as_catalogued(gpu: Gpu) -> bool:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from clustersim.report.page import (
+    Cell,
     put_line,
     put_paragraph,
     put_section,
@@ -44,7 +45,7 @@ def show_prices(found: Found, console: Console) -> None:
 def _one(kernel: str, one: Found, console: Console) -> None:
     put_line(console, f"{kernel} on {one['gpu']}: {said_time(one['seconds'])}", "bold")
     asked = ", ".join(f"{flag} {said_value(value)}" for flag, value in one["flags"].items())
-    rows = [
+    rows: list[list[Cell]] = [
         ["asked", Text(asked)],
         ["origin", Text(f"{one['origin']}: {ORIGIN_SENTENCES[one['origin']]}")],
         ["outside", Text(_outside(one["outside"]))],
@@ -63,7 +64,7 @@ def _several(found: Found, console: Console) -> None:
     if "gpu" not in varies:
         same = {"gpu": prices[0]["gpu"], **same}
     put_paragraph(console, "  ", ", ".join(f"{flag} {said_value(value)}" for flag, value in same.items()))
-    rows = [
+    rows: list[list[Cell]] = [
         [
             Text(said_value(one["gpu"] if varies[0] == "gpu" else one["flags"][varies[0]])),
             *(said_value(one["flags"][flag]) for flag in varies[1:]),
@@ -77,7 +78,7 @@ def _several(found: Found, console: Console) -> None:
     ]
     columns = (*varies[1:], "time", "roofline", "of it", "outside", "origin")
     put_line(console, "")
-    put_table(console, columns, [[row[0], *row[1:]] for row in rows])
+    put_table(console, columns, rows)
 
 
 def said_value(value: Any) -> str:

@@ -53,7 +53,7 @@ def forms_of(header: Collection[str]) -> list[str]:
     best = max(share.values(), default=0.0)
     if best < _LEAST:
         raise ClustersimError(
-            f"its columns are those of no kernel: {_listed(header)}. Known are, whatever the file is called,\n"
+            f"its columns are those of no kernel: {_listed(header)}. Known are, by any name of the file,\n"
             + "\n".join(f"  {form}: {_listed(asked(form))}" for form in headers())
         )
     likely = [form for form in headers() if share[form] == best]

@@ -60,7 +60,7 @@ def price_flags(kernel: str, gpus: str, given: Sequence[str], library: str = AUT
     gpus     names, between commas if several
     given    further words of the command line: --flag VALUES, several between commas, or 1..64 for all
              powers of two from 1 to 64
-    Returns  {kernel, varies, prices: [{gpu, library, flags, seconds, origin, outside, ratio, least, basis}]}, in s
+    Returns  {kernel, varies, prices: [{gpu, flags, seconds, origin, outside, roofline, basis}]}; times in s
     Raises   ClustersimError that says which flags there are
     """
     name = kernel.replace("-", "_")
@@ -122,10 +122,8 @@ def _words(kernel: str, known: Sequence[str], given: Sequence[str]) -> dict[str,
         word, is_, value = rest.pop(0).partition("=")
         flag = word.removeprefix("--").replace("_", "-")
         if not word.startswith("--") or flag not in known:
-            near = nearest(flag, known)
-            raise ClustersimError(
-                f'{kernel}: "{word}" is no flag of it{near}; there are {", ".join(f"--{one}" for one in known)}'
-            )
+            near, all_ = nearest(flag, known), ", ".join(f"--{one}" for one in known)
+            raise ClustersimError(f'{kernel}: "{word}" is no flag of it{near}; there are {all_}')
         if not is_ and not rest:
             raise ClustersimError(f"{kernel}: {word} has no value")
         if flag in words:

@@ -22,7 +22,7 @@ from clustersim.spec.gpus import gpu_named
 from clustersim.spec.hardware import Gpu
 from clustersim.study.forms import forms_of, known_columns
 from clustersim.study.kernel_families import rows_of_table
-from clustersim.study.kernel_rows import Rows, taken
+from clustersim.study.kernel_rows import Rows, groups, taken
 from clustersim.study.measured import Table
 from clustersim.trace.csv import Sheet, check_place, read_known, write_text
 
@@ -197,14 +197,6 @@ def _price(found: PricedRows, rows: Rows, start: int, library: str) -> None:
     found.outside[at] = np.maximum(found.outside[at], outside)
 
 
-def groups(rows: Rows) -> list[tuple[tuple[str, str, str], np.ndarray]]:
-    """(GPU, format, library) → int64[M] its rows, in the order in which they first appear."""
-    codes: dict[tuple[str, str, str], int] = {}
-    triples = zip(rows.gpu.tolist(), rows.format.tolist(), rows.library.tolist(), strict=True)
-    code = np.array([codes.setdefault(triple, len(codes)) for triple in triples])
-    return [(triple, np.flatnonzero(code == place)) for triple, place in codes.items()]
-
-
 def _refuse_format(gpu: Gpu, form: str, row: int) -> None:
     if rate_key(form) not in gpu.flop_rate:
         raise ClustersimError(
@@ -218,8 +210,8 @@ def _refuse_unpriced(found: PricedRows, sheet: Sheet, header: str) -> None:
         row, more = int(missing[0]), len(missing) - 1
         told = f" (nor {more:,} more)" if more else ""
         raise ClustersimError(
-            f"line {row + 2}: no kernel speaks about this row{told}: {header} = {found.lines[row + 1][:200]}; "
-            "--skip leaves such rows without a price"
+            f"line {row + 2}: no kernel speaks about this row{told}: "
+            f"{header} = {found.lines[row + 1][:200]}; --skip leaves such rows without a price"
         )
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from clustersim.physics.kernels import KERNELS, price_calls
 from clustersim.spec.gpus import gpu_named
 from clustersim.study.kernel_families import measured_rows
-from clustersim.study.kernel_rows import Rows
-from clustersim.study.price_rows import groups, price_file
+from clustersim.study.kernel_rows import Rows, groups
+from clustersim.study.price_rows import price_file
 
 GPU = "h100_sxm"
 REPEATS = 5
