@@ -351,6 +351,28 @@ def _price_file(
     _print_page(lambda console: show_priced_file(said, console))
 
 
+@cli.command()
+@click.argument("section", required=False, default="", metavar="[SECTION]")
+@click.argument("name", required=False, default="", metavar="[NAME]")
+@_JSON
+def catalogue(section: str, name: str, as_json: bool) -> None:
+    """Show what the catalogue holds, and where each number comes from.
+
+    SECTION is gpus, servers, models, network (fitted costs of exchanges) or calibration (measured tables);
+    without it all are listed with their main figures and sources. NAME shows one entry whole: every number
+    with its meaning and origin, guesses marked. GPUs are found by any name people give them.
+    """
+    from clustersim.study.catalogue import entry, listing
+
+    found: Any = entry(section, name) if name else listing(section)
+    if as_json:
+        _print_json(found)
+        return
+    from clustersim.report.catalogue import show_entry, show_listing
+
+    _print_page(lambda console: show_entry(found, console) if name else show_listing(found, console))
+
+
 def _print_json(value: Any) -> None:
     _print(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

@@ -45,6 +45,8 @@ class Kernel:
     shape       columns → float64[Q, S] log2 coordinates in which models differ
     size        columns → float64[Q, D] log2 coordinates that grow with the batch
     table       kernel whose tables it is priced by, if not its own
+    unmeasured  parameters where no table prices it; None: the data sheet and a launch do
+    form        the number format whose tables price it whatever format is asked for; "": that one
     """
 
     name: str
@@ -55,6 +57,8 @@ class Kernel:
     shape: Callable[[Columns], np.ndarray]
     size: Callable[[Columns], np.ndarray]
     table: str = ""
+    unmeasured: Any = None
+    form: str = ""
 
 
 def coordinates(kernel: Kernel, columns: Columns) -> np.ndarray:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clustersim.physics.calibration import FORMULA
-from clustersim.physics.kernels import AUTO, KERNELS, Priced, basis_of, price_calls
+from clustersim.physics.kernels import AUTO, KERNELS, Priced, basis_of, has_guess, price_calls
 from clustersim.plan.stepgraph import Call, Operator
 from clustersim.spec.formats import flop_rate_of
 from clustersim.spec.hardware import Gpu
@@ -70,8 +70,7 @@ def _together(operators: Sequence[Operator], kernel: str, form: str, gpu: Gpu, l
     moved = np.concatenate([op.bytes for op in operators])
     found = _roofline(gpu, form, flop, moved)
     idle = (flop == 0) & (moved == 0)
-    known = kernel in KERNELS and basis_of(KERNELS[kernel], gpu, form, library) is not None
-    if known and not idle.all():
+    if _known(kernel, gpu, form, library) and not idle.all():
         busy = np.flatnonzero(~idle)
         columns = {
             name: np.concatenate([_call(op).columns[name] for op in operators])[busy]
@@ -85,6 +84,14 @@ def _together(operators: Sequence[Operator], kernel: str, form: str, gpu: Gpu, l
         prices.append(Price(seconds[part], origin[part], outside[part], basis))
         start = part.stop
     return prices
+
+
+def _known(kernel: str, gpu: Gpu, form: str, library: str) -> bool:
+    """Whether anything but the data sheet speaks about a kernel."""
+    if kernel not in KERNELS:
+        return False
+    found = basis_of(KERNELS[kernel], gpu, form, library)
+    return found is not None or has_guess(KERNELS[kernel], gpu)
 
 
 _Found = tuple[np.ndarray, np.ndarray, np.ndarray, TableKey | None]

@@ -44,6 +44,8 @@ class GemmParameters:
     small_tile  how much slower a tile of 128 x 128 is than an endless one, for want of operands
     last_wave   share of the last wave that is paid though it is not full; 1: all of it
     throttle    by how much power throttling lengthens very long products
+    stream      how many times its even share of the HBM bandwidth one SM can read by itself
+    parts       into how many at most the inner dimension is cut; 1 where a library never does
     quantise    HBM passes over the activations to bring them into a narrow format; 0 for bf16
     """
 
@@ -56,6 +58,8 @@ class GemmParameters:
     small_tile: float = 0.1
     last_wave: float = 0.6
     throttle: float = 0.05
+    stream: float = 3.0
+    parts: float = 16.0
     quantise: float = 1.0
 
 
@@ -76,14 +80,18 @@ def _arithmetic(
 ) -> np.ndarray:
     """Time of the best tile and split. Each grows with m, so their least does, too."""
     rate = p.reach * flop_rate_of(gpu, form) / gpu.sms
+    fed = FORMAT_BYTES[form] * gpu.sms / (p.stream * gpu.memory_bandwidth)
     best = np.full(len(m), np.inf)
     for rows, columns in TILES:
         intensity = 1.0 + p.small_tile * 128.0 * (rows + columns) / (2.0 * rows * columns)
+        multiplied = 2.0 * rows * columns * intensity / rate
         tiles = np.ceil(m / rows) * np.ceil(n / columns)
-        for split in SPLITS:
+        for split in (split for split in SPLITS if split < p.parts + 0.5):
             full = tiles * (split / gpu.sms)
             waves = np.maximum(1.0, p.last_wave * np.ceil(full) + (1.0 - p.last_wave) * full)
-            taken = waves * (k / split + p.depth) * (2.0 * rows * columns * intensity / rate)
+            # One step along k: the tile's arithmetic, or its operands' way into the SM.
+            step = np.maximum(multiplied, fed * (np.minimum(m, rows) + columns))
+            taken = waves * (k / split + p.depth) * step
             if split > 1:
                 taken += (split * PARTIAL / (p.bandwidth * gpu.memory_bandwidth)) * m * n
                 taken[k < split * LEAST_DEPTH] = np.inf

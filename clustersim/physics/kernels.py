@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from clustersim.physics import gemm
+from clustersim.physics import elementwise, experts, gemm, mla
 from clustersim.physics.calibration import (
     EXTRAPOLATED,
     FORMULA,
@@ -33,7 +33,7 @@ STAND_INS = {
     "fp4": ("fp8", "fp8_block", "bf16"),
 }
 
-_MODULES: Sequence[ModuleType] = (gemm,)
+_MODULES: Sequence[ModuleType] = (gemm, experts, mla, elementwise)
 #: Name → kernel.
 KERNELS: Mapping[str, Kernel] = {k.name: k for module in _MODULES for k in module.KERNELS}
 
@@ -60,9 +60,10 @@ def price_calls(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, library: 
     form     number format, a key of STAND_INS
     columns  as kernel.columns says, all above zero; of `counts`, some of every row
     library  of LIBRARIES or AUTO; where it has no table of this kernel, another's is taken
-    Returns  without any table: the data sheet's roofline and the GPU's launch
+    Returns  without any table: by the kernel's own guess, or the data sheet's roofline and the GPU's launch
     Raises   ClustersimError where the GPU has no such format
     """
+    form = kernel.form or form
     return priced_by(basis_of(kernel, gpu, form, library), kernel, gpu, form, columns)
 
 
@@ -70,8 +71,10 @@ def priced_by(key: TableKey | None, kernel: Kernel, gpu: Gpu, form: str, columns
     """The prices that one table gives, of whichever GPU, format and library it is; None: the data sheet's."""
     least = kernel.least(gpu, form, columns)
     if key is None:
-        formula = np.full(len(least), FORMULA, dtype=np.int8)
-        return Priced(least + gpu.launch_latency, formula, np.zeros(len(least)), None)
+        formula, seconds = np.full(len(least), FORMULA, dtype=np.int8), least + gpu.launch_latency
+        if has_guess(kernel, gpu):
+            seconds = np.maximum(kernel.seconds(gpu, form, kernel.unmeasured, columns), least)
+        return Priced(seconds, formula, np.zeros(len(least)), None)
     computed = computed_by(key, kernel, gpu, form, columns)
     ratio, origin, outside = _laid(kernel, gpu, form, kernel_table(key), columns)
     return Priced(np.maximum(computed * np.exp(ratio), least), origin, outside, key)
@@ -90,14 +93,21 @@ def _as_catalogued(gpu: Gpu) -> bool:
 
 def basis_of(kernel: Kernel, gpu: Gpu, form: str, library: str = AUTO) -> TableKey | None:
     """The table that prices a kernel's calls, None for none."""
-    return _basis(kernel.table or kernel.name, gpu.name, gpu.relative, form, library)
+    return _basis((kernel.name, kernel.table), gpu.name, gpu.relative, kernel.form or form, library)
+
+
+def has_guess(kernel: Kernel, gpu: Gpu) -> bool:
+    """Whether the kernel's parameters for want of a table are taken: on GPUs of which something was measured.
+    All others keep to their data sheet throughout."""
+    known = {key.gpu for key in fitted_parameters()}
+    return kernel.unmeasured is not None and bool(known & {gpu.name, gpu.relative})
 
 
 def _laid(
     kernel: Kernel, gpu: Gpu, form: str, table: KernelTable, columns: Columns
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ratio, origin, outside = lay(table, coordinates(kernel, columns))
-    if table.key.format != form or (kernel.table or kernel.name) != table.key.kernel:
+    if table.key.format != form:
         # Another format's curve says nothing about this one; its parameters may.
         return np.zeros_like(ratio), np.full_like(origin, FORMULA), np.zeros_like(outside)
     if table.key.gpu != gpu.name or not _as_catalogued(gpu):
@@ -106,16 +116,20 @@ def _laid(
 
 
 @cache
-def _basis(kernel: str, gpu: str, relative: str | None, form: str, library: str) -> TableKey | None:
-    """Of the GPU before its relative, of the format before its stand-ins, of the library before others."""
-    there = [key for key in fitted_parameters() if key.kernel == kernel]
+def _basis(
+    kernels: tuple[str, str], gpu: str, relative: str | None, form: str, library: str
+) -> TableKey | None:
+    """Of the format before its stand-ins, of the GPU before its relative, of the kernel itself before the one
+    it shares tables with, of the library before others."""
+    there = [key for key in fitted_parameters() if key.kernel in kernels]
     order = (library, *LIBRARIES)
 
-    def place(key: TableKey) -> int:
-        return order.index(key.library) if key.library in order else len(order)
+    def place(key: TableKey) -> tuple[int, int]:
+        known = order.index(key.library) if key.library in order else len(order)
+        return kernels.index(key.kernel), known
 
-    for name in (gpu, relative):
-        for wanted in (form, *STAND_INS[form]):
+    for wanted in (form, *STAND_INS[form]):
+        for name in (gpu, relative):
             fitting = [key for key in there if key.gpu == name and key.format == wanted]
             if fitting:
                 return min(fitting, key=place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from inspect import cleandoc
 from typing import Any
 
@@ -44,12 +45,17 @@ _DESCRIBED = re.compile(r"(\w+(?:, \w+)*) {2,}(\S.*)")
 
 def meanings(value: type[Value]) -> dict[str, str]:
     """Key → what it means, read from the lines `key  meaning` of a value's docstring."""
+    return described(value.__doc__, value.model_fields)
+
+
+def described(text: str | None, known: Collection[str]) -> dict[str, str]:
+    """The same of any docstring, of the keys that are known."""
     found: dict[str, str] = {}
     keys: list[str] = []
-    for line in cleandoc(value.__doc__ or "").splitlines():
+    for line in cleandoc(text or "").splitlines():
         described = _DESCRIBED.fullmatch(line)
         if described:
-            keys = [key for key in described[1].split(", ") if key in value.model_fields]
+            keys = [key for key in described[1].split(", ") if key in known]
             found.update(dict.fromkeys(keys, described[2]))
         elif line.startswith(" "):
             for key in keys:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from clustersim.spec.kernel_tables import TableKey
 from clustersim.study import layer_profiles
 from clustersim.study.kernel_rows import Rows
 from clustersim.study.layer_profiles import MOVES, Profile, per_layer, rows_of_layers
+from clustersim.study.least_squares import Parameter
 from clustersim.study.measured import Table
 
 #: Up to so many rows PyTorch takes another kernel for its look-up, whose threads walk all rows in turn: the
@@ -21,7 +23,8 @@ _WALKED = "look-up of 2 to 16 rows walks them in turn"
 _TIMER = 1e-6
 _COARSE = "no longer than the timer's step of 1 us"
 
-#: The profile's rank holds half the heads of Qwen3-32B, as many as Qwen3-30B-A3B has; yet it takes twice as long.
+#: Half the heads of Qwen3-32B, on the profile's rank, are as many as Qwen3-30B-A3B has; yet their norms take
+#: twice as long. Which of the two is right the profile does not say.
 _WHOLE_HEADS = "twice the time of the same heads of Qwen3-30B-A3B"
 
 
@@ -64,3 +67,25 @@ def _reader(name: str) -> Callable[..., list[Rows]]:
 
 #: Measured table → its reader: (table, file) to rows, several per kernel where layers differ.
 READERS = {name: _reader(name) for name in layer_profiles.PROFILES}
+
+
+#: Kernels whose row is spread over many thread blocks: nothing waits for a single one.
+_SPREAD = ("residual", "embedding", "sampling")
+
+
+def _start(key: TableKey) -> Mapping[str, Parameter]:
+    """Where the search begins. With one or two widths measured, what a launch takes, how long a row waits and
+    what L2 is worth can hardly be told apart: those are held near what they are for kernels with many."""
+    # Sampling is several kernels: a cast, a maximum, a copy.
+    launch = 1e-5 if key.kernel == "sampling" else 2e-6
+    return {
+        "launch": Parameter(launch, 3e-7, 3e-5, prior=0.3),
+        "row": Parameter(1e12 if key.kernel in _SPREAD else 1.2e10, 1e8, 1e14),
+        "bandwidth": Parameter(0.7, 0.05, 0.97, prior=1.0),
+        "near": Parameter(1.7, 1.0, 6.0, prior=1.0),
+        "resident": Parameter(1.0, 0.3, 3.0, prior=0.3),
+    }
+
+
+#: Kernel → key of a table → where its search begins, and how far it may go.
+STARTS = dict.fromkeys((kernel for kernel, _ in MOVES.values()), _start)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from clustersim.spec.gpus import gpu_named
 from clustersim.spec.kernel_tables import TableKey
+from clustersim.spec.model import FORMAT_BYTES
 from clustersim.study import layer_profiles
 from clustersim.study.kernel_rows import (
     Rows,
@@ -70,8 +72,22 @@ def of_layers(profile: Profile) -> list[Rows]:
     if not any_here.any():
         return []
     rows = rows_of_layers(profile, "gemm", any_here, {"m": m, "n": n, "k": k})
-    reasons = np.where(_throttled(rows), _THROTTLED, rows.left_out)
+    reasons = np.select([_from_l2(rows), _throttled(rows)], [_FROM_L2, _THROTTLED], default=rows.left_out)
     return [Rows(**{**{name: getattr(rows, name) for name in Rows.__slots__}, "left_out": reasons})]
+
+
+def _from_l2(rows: Rows) -> np.ndarray:
+    """bool[N] of rows ruled by reading weights, of products that show themselves faster than HBM."""
+    n, k = rows.columns["n"], rows.columns["k"]
+    number = np.array([FORMAT_BYTES[form] for form in rows.format.tolist()])
+    bandwidth = np.array([gpu_named(gpu).memory_bandwidth for gpu in rows.gpu.tolist()])
+    read = n * k * number / bandwidth
+    marked = np.zeros(len(n), dtype=bool)
+    for gpu, *shape in sorted(set(zip(rows.gpu.tolist(), n.tolist(), k.tolist(), strict=True))):
+        same = (rows.gpu == gpu) & (n == shape[0]) & (k == shape[1])
+        if (rows.measured[same] < read[same]).any():
+            marked |= same & (rows.measured < _READING * read)
+    return marked
 
 
 def _throttled(rows: Rows) -> np.ndarray:
@@ -108,7 +124,7 @@ READERS: dict[str, Callable[..., list[Rows]]] = {
 }
 
 _START = {
-    "launch": Parameter(3e-6, 1e-7, 3e-5),
+    "launch": Parameter(3e-6, 1e-7, 3e-4),
     "reach": Parameter(0.8, 0.1, 2.0),
     "bandwidth": Parameter(0.8, 0.1, 1.0),
     "in_flight": Parameter(1e6, 1e4, 1e8),
@@ -117,12 +133,18 @@ _START = {
     "small_tile": Parameter(0.1, 0.01, 1.0),
     "last_wave": Parameter(0.6, 0.05, 1.0),
     "throttle": Parameter(0.05, 0.001, 1.0),
+    "stream": Parameter(3.0, 1.0, 20.0),
     "quantise": Parameter(1.0, 0.1, 10.0),
 }
 
 
-def _start(_: TableKey) -> Mapping[str, Parameter]:
-    return _START
+#: Formats whose products are DeepGEMM's in every library here: it never cuts the inner dimension.
+_WHOLE_DEPTH = ("fp8_block",)
+
+
+def _start(key: TableKey) -> Mapping[str, Parameter]:
+    parts = 1.0 if key.format in _WHOLE_DEPTH else 16.0
+    return {**_START, "parts": Parameter(parts, parts, parts)}
 
 
 STARTS = {"gemm": _start}

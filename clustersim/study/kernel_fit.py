@@ -23,7 +23,7 @@ from clustersim.spec.kernel_tables import KernelTable, TableKey, packed
 from clustersim.study.kernel_families import STARTS, measured_rows
 from clustersim.study.kernel_rows import Rows, taken
 from clustersim.study.kriging import Surface, best_surface, left_out, predict
-from clustersim.study.least_squares import Fitted, Parameter, fit, inline
+from clustersim.study.least_squares import FREE, Fitted, Parameter, fit, inline
 
 #: Rows below which a formula's parameters cannot be told apart.
 LEAST_ROWS = 12
@@ -33,6 +33,8 @@ MOST_NODES = 60_000
 FOLDS = 8
 #: Coordinates nearer than this are the same, octaves.
 _SAME = 1e-6
+#: Turns in which measured times are made to rise along all size coordinates.
+_TURNS = 20
 
 
 _HEAD = """\
@@ -67,6 +69,7 @@ class Calls:
 class Fit:
     """What the rows of one key say.
 
+    calls       with times that rise with the batch, see `rising`
     parameters  name → fitted value and where it comes from
     surface     of log(measured / computed)
     """
@@ -120,6 +123,7 @@ def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
 def fitted_calls(calls: Calls, gpu: Gpu, start: Mapping[str, Parameter]) -> Fit:
     """Parameters and curves of one key."""
     kernel = KERNELS[calls.key.kernel]
+    calls = replace(calls, measured=rising(kernel, calls))
     parameters = _parameters(kernel, gpu, calls, start, np.ones(len(calls.measured), dtype=bool))
     values = _log_ratio(kernel, gpu, calls, parameters)
     at = coordinates(kernel, calls.columns)
@@ -140,6 +144,47 @@ def _parameters(
 
 def _log_ratio(kernel: Kernel, gpu: Gpu, calls: Calls, parameters: Mapping[str, Fitted]) -> np.ndarray:
     return np.asarray(np.log(calls.measured / computed(kernel, gpu, calls, parameters)))
+
+
+def rising(kernel: Kernel, calls: Calls) -> np.ndarray:
+    """float64[N] s measured times, evened out where a larger batch of the same shape took less time.
+
+    Libraries switch kernels, and now and then to a slower one; a price that falls as work grows would
+    lead a search for the best deployment astray. Times along each size coordinate in turn become their
+    nearest non-falling ones (in the logarithm), until nothing moves.
+    """
+    size = np.round(kernel.size(calls.columns), 6)
+    told = np.log(calls.measured)
+    lines = [_lines(kernel, calls, size, d) for d in range(size.shape[1])]
+    for _ in range(_TURNS):
+        before = told.copy()
+        for along in lines:
+            for line in along:
+                told[line] = _not_falling(told[line])
+        if np.abs(told - before).max(initial=0.0) < _SAME:
+            break
+    return np.asarray(np.exp(told))
+
+
+def _lines(kernel: Kernel, calls: Calls, size: np.ndarray, d: int) -> list[np.ndarray]:
+    """Calls that differ in one size coordinate only, each line ascending in it; two calls or more."""
+    others = np.concatenate([np.round(kernel.shape(calls.columns), 6), np.delete(size, d, axis=1)], axis=1)
+    _, line = np.unique(others, axis=0, return_inverse=True)
+    order = np.lexsort((size[:, d], line.ravel()))
+    ends = np.flatnonzero(np.diff(line.ravel()[order])) + 1
+    return [part for part in np.split(order, ends) if len(part) > 1]
+
+
+def _not_falling(values: np.ndarray) -> np.ndarray:
+    """The nearest non-falling sequence: pool adjacent violators."""
+    pools: list[tuple[float, int]] = []
+    for value in values.tolist():
+        mean, count = value, 1
+        while pools and pools[-1][0] > mean:
+            other, of = pools.pop()
+            mean, count = (mean * count + other * of) / (count + of), count + of
+        pools.append((mean, count))
+    return np.concatenate([np.full(count, mean) for mean, count in pools])
 
 
 def computed(kernel: Kernel, gpu: Gpu, calls: Calls, parameters: Mapping[str, Fitted]) -> np.ndarray:
@@ -166,10 +211,7 @@ def foretold(found: Fit, gpu: Gpu, start: Mapping[str, Parameter]) -> np.ndarray
     calls = found.calls
     kernel = KERNELS[calls.key.kernel]
     groups = groups_of(kernel, calls)
-    near = {
-        name: replace(start[name], start=min(max(float(one.value), start[name].low), start[name].high))
-        for name, one in found.parameters.items()
-    }
+    near = {name: _near(start[name], float(one.value)) for name, one in found.parameters.items()}
     told = np.empty(len(groups))
     for fold in range(min(FOLDS, groups.max() + 1)):
         without = groups % FOLDS == fold
@@ -179,6 +221,16 @@ def foretold(found: Fit, gpu: Gpu, start: Mapping[str, Parameter]) -> np.ndarray
         known = replace(found.surface, values=values, weights=found.surface.inverse @ values)
         told[without] = (base * np.exp(left_out(known, groups)))[without]
     return np.asarray(np.maximum(told, kernel.least(gpu, calls.key.format, calls.columns)))
+
+
+def _near(start: Parameter, value: float) -> Parameter:
+    """A start for a fit to some of the rows that saves its search.
+
+    A start that holds the fit back stays: it must know nothing about the rows that are to be foretold.
+    """
+    if start.prior < FREE:
+        return start
+    return replace(start, start=min(max(value, start.low), start.high))
 
 
 def table_of(found: Fit) -> KernelTable:
@@ -195,27 +247,48 @@ def table_of(found: Fit) -> KernelTable:
 
 
 def _axes(at: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Ascending nodes per coordinate: every value that occurs, joined where there are too many."""
+    """Ascending nodes per coordinate: every value that occurs, joined where there are too many, first along
+    coordinates where that puts the fewest points off the nodes."""
     axes = [_distinct(column, _SAME) for column in at.T]
-    apart = 0.05
+    apart = [0.05] * len(axes)
     while np.prod([float(len(axis)) for axis in axes]) > MOST_NODES:
-        longest = max(range(len(axes)), key=lambda d: len(axes[d]))
-        shorter = _distinct(axes[longest], apart)
-        apart = apart if len(shorter) < len(axes[longest]) else apart * 1.5
-        axes[longest] = shorter
+        tried = [_shorter(column, axis, gap) for column, axis, gap in zip(at.T, axes, apart, strict=True)]
+        losses = [
+            (_off(column, shorter) - _off(column, axis) + 1.0) / np.log(len(axis) / len(shorter))
+            if len(shorter) < len(axis)
+            else np.inf
+            for column, axis, (shorter, _) in zip(at.T, axes, tried, strict=True)
+        ]
+        chosen = int(np.argmin(losses))
+        axes[chosen], apart[chosen] = tried[chosen]
     return tuple(axes)
 
 
+def _shorter(column: np.ndarray, axis: np.ndarray, gap: float) -> tuple[np.ndarray, float]:
+    """The axis with at least one node less, if it has more than its ends, and how far apart its nodes are."""
+    shorter = axis
+    while len(shorter) == len(axis) > 2:
+        gap *= 1.15
+        shorter = _distinct(column, gap)
+    return shorter, gap
+
+
+def _off(column: np.ndarray, axis: np.ndarray) -> int:
+    """How many points lie on no node."""
+    return int((np.abs(axis[None] - column[:, None]).min(axis=1) > _SAME).sum())
+
+
 def _distinct(values: np.ndarray, apart: float) -> np.ndarray:
-    """Ascending values at least so far apart, both ends among them."""
-    kept: list[float] = []
-    ordered = np.unique(values)
-    for value in ordered.tolist():
-        if not kept or value - kept[-1] > apart:
+    """Ascending values more than so far apart, both ends among them; of near ones the most frequent is kept,
+    so that a grid which cannot go through all points goes through as many as it can."""
+    ordered, times = np.unique(values, return_counts=True)
+    kept = [float(ordered[0])]
+    if ordered[-1] - ordered[0] > _SAME:
+        kept.append(float(ordered[-1]))
+    for value in ordered[np.argsort(-times, kind="stable")].tolist():
+        if np.abs(np.array(kept) - value).min() > apart:
             kept.append(value)
-    if ordered[-1] - kept[-1] > _SAME:
-        kept[-1 if len(kept) > 1 else len(kept) :] = [float(ordered[-1])]
-    return np.array(kept)
+    return np.array(sorted(kept))
 
 
 def _at_nodes(

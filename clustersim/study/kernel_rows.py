@@ -152,14 +152,17 @@ def entries(
 
 
 def gpus(table: Table, at: np.ndarray | None = None, name: str = "gpu") -> np.ndarray:
-    """str[M] names in the catalogue of the GPUs a column names, by any name they have there."""
+    """str[M] names in the catalogue of the GPUs a column names, by whatever of their names.
+
+    Raises  ClustersimError with the line of the first unknown one, the nearest and all there are
+    """
     texts = [str(text) for text in column(table, name, at).tolist()]
-    ours = {text: catalogue_name("gpus", text) for text in dict.fromkeys(texts)}
-    strange = np.array([ours[text] is None for text in texts], dtype=bool)
+    names = {text: catalogue_name("gpus", text) for text in dict.fromkeys(texts)}
+    strange = np.array([names[text] is None for text in texts], dtype=bool)
     if strange.any():
         first = texts[int(np.argmax(strange))]
-        _refuse(table, name, at, strange, not_in_catalogue("gpus", first).removeprefix(f'"{first}" '))
-    return np.array([ours[text] for text in texts], dtype=str)
+        _refuse(table, name, at, strange, f"is no GPU: {not_in_catalogue('gpus', first)}")
+    return np.array([names[text] for text in texts], dtype=str)
 
 
 def formats(table: Table, name: str = "dtype", at: np.ndarray | None = None) -> np.ndarray:

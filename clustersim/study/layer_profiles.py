@@ -1,7 +1,7 @@
 """Profiles of a model's layers: from a layer's name and the model's widths to what its kernel was given.
 
 Three sources time a whole decoder layer operator by operator. They name tokens, model and tensor parallelism;
-which product or which bytes that means is known here, and in the tables of `gemm_rows` and `elementwise_rows`.
+which product or how many bytes that means is known here.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ MOVES: dict[str, tuple[str, Callable[[Widths], tuple[np.ndarray | float, np.ndar
     "norm": ("norm", lambda w: (1.0, 2 * _NUMBER * w["hidden"])),
     # The sum with the residual stream is fused in: two are read, two written.
     "norm_and_residual": ("norm", lambda w: (1.0, 4 * _NUMBER * w["hidden"])),
+    # One layer was profiled, whose first norm has nothing to add yet; the mean of its two norms is told.
+    "mean_of_both_norms": ("norm", lambda w: (1.0, 3 * _NUMBER * w["hidden"])),
     "norm_of_heads": ("norm", lambda w: (_heads(w), 2 * _NUMBER * _heads(w) * w["head_dim"])),
     "sampling": ("sampling", lambda w: (1.0, _LOGIT * w["vocab"])),
 }
@@ -100,7 +102,7 @@ FRONTIER = {**VIDUR, "post_attention_layernorm": "norm_and_residual"}
 #: What LLMServingSim calls the layers of vLLM.
 VLLM = {
     "embedding": "embedding",
-    "layernorm": "norm_and_residual",
+    "layernorm": "mean_of_both_norms",
     "final_layernorm": "norm_and_residual",
     "qk_norm": "norm_of_heads",
     "rotary_emb": "rotary",
@@ -183,7 +185,7 @@ def _by_columns(table: Table, file: str, library: str, names: Mapping[str, str],
 
 
 def vllm(table: Table, file: str = "rtxpro6000_vllm_kernels") -> Profile:
-    """Columns of LLMServingSim's profiles: kind, layer, model, tp, tokens. Only kinds that are layers here."""
+    """Columns of LLMServingSim's profiles: kind, layer, model, tp, tokens. No attention, no experts."""
     ours = np.array(entries(table, "kind", _VLLM_KINDS, "kind"), dtype=bool)
     at = np.flatnonzero(ours)
     models = entries(table, "model", MODELS, "model", at)

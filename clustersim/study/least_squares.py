@@ -20,6 +20,8 @@ _ROUNDS = 60
 #: parameter's own small change.
 _SPEAKS = 0.05
 _NUDGE = 1e-4
+#: Log-scale spread of a prior that only keeps a parameter where it is about which no row speaks.
+FREE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Parameter:
     low: float
     high: float
     dimension: str = ""
-    prior: float = 30.0
+    prior: float = FREE
 
 
 @dataclass(frozen=True, slots=True)

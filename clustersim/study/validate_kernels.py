@@ -243,7 +243,7 @@ def _transfer() -> Iterator[dict[str, Any]]:
     found: dict[tuple[str, str, str, str, str], list[np.ndarray]] = {}
     for rows, key, columns in _calls():
         kernel = KERNELS[key.kernel]
-        for other in _measured_gpus(kernel.table or kernel.name):
+        for other in _measured_gpus(kernel.name, kernel.table):
             by = basis_of(kernel, gpu_named(other), key.format, key.library)
             if other == key.gpu or by is None or (by.gpu, by.format) != (other, key.format):
                 continue
@@ -255,8 +255,8 @@ def _transfer() -> Iterator[dict[str, Any]]:
         yield {**words, **spread(np.concatenate(found[name]))}
 
 
-def _measured_gpus(kernel: str) -> list[str]:
-    return sorted(dict.fromkeys(key.gpu for key in fitted_parameters() if key.kernel == kernel))
+def _measured_gpus(*kernels: str) -> list[str]:
+    return sorted(dict.fromkeys(key.gpu for key in fitted_parameters() if key.kernel in kernels))
 
 
 def _not_fitted() -> Iterator[dict[str, Any]]:

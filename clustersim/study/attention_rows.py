@@ -1,0 +1,207 @@
+"""Measured rows of attention, from the tables of five sources to calls; and where fits of them begin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from clustersim.spec.kernel_tables import TableKey
+from clustersim.spec.model import FORMAT_BYTES
+from clustersim.study.kernel_rows import (
+    Rows,
+    column,
+    doubts,
+    entries,
+    formats,
+    gpus,
+    libraries,
+    lines_of,
+    seconds,
+    taken,
+    whole,
+)
+from clustersim.study.least_squares import Parameter
+from clustersim.study.measured import Table
+
+#: What attention is called in rtxpro6000_vllm_kernels, column `kind`.
+_MIXED = "attention_mixed_batch"
+
+#: Query heads, KV heads and head dimension of the models of rtxpro6000_vllm_kernels, before tensor
+#: parallelism. Source: their config.json on Hugging Face.
+_MODELS = {
+    "Qwen3-30B-A3B": (32.0, 4.0, 128.0),
+    "Qwen3-32B": (64.0, 8.0, 128.0),
+    "Llama-3.1-8B": (32.0, 8.0, 128.0),
+}
+
+
+def prompts(table: Table, file: str = "attn_prefill") -> list[Rows]:
+    """Prompts of equal length with nothing cached: columns batch_size, isl."""
+    batch, length = whole(table, "batch_size"), whole(table, "isl")
+    return [_rows(file, "attention_prefill", table, _chunks(batch, length, np.zeros(len(batch))))]
+
+
+def chunks(table: Table, file: str = "frontier_h800_attention_chunked") -> list[Rows]:
+    """Chunks of prompts after earlier ones: columns batch_size, new_tokens, prior_kv_tokens."""
+    batch, new = whole(table, "batch_size"), whole(table, "new_tokens")
+    prior = whole(table, "prior_kv_tokens", least=0)
+    return [_rows(file, "attention_prefill", table, _chunks(batch, new, prior), "flashinfer")]
+
+
+def new_tokens(table: Table, file: str = "attn_decode") -> list[Rows]:
+    """One new token in each of equal sequences: columns batch_size, kv_len."""
+    batch = whole(table, "batch_size")
+    columns = _chunks(batch, np.ones(len(batch)), whole(table, "kv_len") - 1.0)
+    # InferSim's README does not name its kernel. No time of its table is below some 26 us, since launches
+    # are inside the timer: a library of its own keeps that out of all other prices.
+    return [_rows(file, "attention_decode", table, columns, "infersim")]
+
+
+def mixed(table: Table, file: str = "rtxpro6000_vllm_kernels") -> list[Rows]:
+    """Chunk of a prompt and new tokens of other sequences in one call: columns model, tp, prefill_chunk,
+    kv_prefill, n_decode, kv_decode; where only one of them is there, a prefill or decode like any other.
+    """
+    here = np.flatnonzero(column(table, "kind") == _MIXED)
+    if not len(here):
+        return []
+    new, prior, others, length = (
+        whole(table, name, here, least=0) for name in ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
+    )
+    decode = {"decode_sequences": others, "decode_context": others * length}
+    batch = {**_chunks(np.minimum(new, 1.0), new, prior), **decode}
+    tp = whole(table, "tp", here)
+    heads, kv_heads, head_dim = np.array(entries(table, "model", _MODELS, "model", here), dtype=float).T
+    columns = {
+        **batch,
+        "heads": heads / tp,
+        "kv_heads": np.maximum(kv_heads / tp, 1.0),
+        "head_dim": head_dim,
+        "kv_bytes": np.full(len(here), 2.0),
+    }
+    rows = Rows(
+        file=file,
+        kernel="attention_mixed",
+        gpu=gpus(table, here),
+        library=np.full(len(here), "vllm"),
+        format=np.full(len(here), "bf16"),
+        columns=columns,
+        measured=seconds(table, at=here),
+        row=here,
+        left_out=doubts(table, here),
+    )
+    both, chunk, alone = (new > 0) & (others > 0), others == 0, new == 0
+    ones = _chunks(others, np.ones(len(here)), length - 1.0)
+    return [
+        taken(rows, both),
+        taken(replace(rows, kernel="attention_prefill"), chunk),
+        taken(replace(rows, kernel="attention_decode", columns={**columns, **ones}), alone),
+    ]
+
+
+def _chunks(batch: np.ndarray, new: np.ndarray, prior: np.ndarray) -> dict[str, np.ndarray]:
+    """The sums over `batch` sequences with so many new and earlier tokens each."""
+    return {
+        "sequences": batch,
+        "tokens": batch * new,
+        "pairs": batch * new * (prior + (new + 1.0) / 2),
+        "context": batch * np.where(new > 0, prior + new, 0.0),
+    }
+
+
+def _rows(file: str, kernel: str, table: Table, columns: Mapping[str, np.ndarray], unnamed: str = "") -> Rows:
+    """Rows whose heads and formats stand in columns.
+
+    unnamed  library of rows for which the file does not state one
+    """
+    heads, kv_heads = whole(table, "num_heads"), whole(table, "num_kv_heads")
+    form = formats(table, "attn_dtype" if "attn_dtype" in table else "dtype")
+    kv = next((name for name in ("kv_cache_dtype", "kv_dtype") if name in table), None)
+    kv_form = form if kv is None else formats(table, kv)
+    named = libraries(table)
+    return Rows(
+        file=file,
+        kernel=kernel,
+        gpu=gpus(table),
+        library=np.where(named == "", unnamed, named),
+        format=form,
+        columns={
+            **columns,
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "head_dim": whole(table, "head_dim"),
+            "kv_bytes": np.array([FORMAT_BYTES[name] for name in kv_form.tolist()], dtype=float),
+        },
+        measured=seconds(table),
+        row=lines_of(table),
+        left_out=doubts(table),
+    )
+
+
+#: Where the fit of a prefill begins, and between which bounds it stays. `reach` and `softmax` can be told
+#: apart only where two widths of numbers were measured, so `reach` is held: with the exponentials' rate of
+#: the data sheet it then comes out alike for bf16 and fp8 on the H100.
+PREFILL_START = {
+    "launch": Parameter(10e-6, 1e-6, 60e-6),
+    "quantise": Parameter(2e-6, 0.01e-6, 20e-6, prior=0.5),
+    "traffic": Parameter(0.7, 0.1, 1.5),
+    "reach": Parameter(0.85, 0.3, 1.0, prior=0.3),
+    "softmax": Parameter(0.8, 0.05, 3.0, prior=0.5),
+    "tile": Parameter(2e-6, 0.01e-6, 10e-6),
+    "waves": Parameter(0.7, 0.05, 1.0),
+    "longest": Parameter(0.9, 0.05, 2.0),
+}
+
+#: The same of chunks and new tokens in one call.
+MIXED_START = {**PREFILL_START, "again": Parameter(2.0, 0.1, 20.0, prior=1.0)}
+
+#: The same of a decode. What only MHA or a narrow cache tells is held at what the H100 says.
+DECODE_START = {
+    "launch": Parameter(5e-6, 0.5e-6, 60e-6),
+    "lone_launch": Parameter(7e-6, 0.5e-6, 60e-6, prior=0.5),
+    "item": Parameter(3e-6, 0.05e-6, 20e-6),
+    "lone_item": Parameter(2e-6, 0.05e-6, 20e-6, prior=0.5),
+    "narrow_item": Parameter(0.5, 0.05, 2.0, prior=0.5),
+    "stream": Parameter(3.0, 0.1, 10.0, prior=1.0),
+    "lone_stream": Parameter(1.5, 0.1, 10.0, prior=1.0),
+    "chunk": Parameter(250.0, 32.0, 8192.0, prior=1.0),
+    "lone_chunk": Parameter(250.0, 32.0, 8192.0, prior=1.0),
+    "gather": Parameter(2e-6, 0.001e-6, 20e-6),
+    "narrow_gather": Parameter(0.5, 0.05, 2.0, prior=0.5),
+    "merge": Parameter(0.05e-6, 0.0001e-6, 1e-6),
+    "regroup": Parameter(0.2e-6, 0.001e-6, 20e-6),
+    "bandwidth": Parameter(0.92, 0.4, 1.0),
+    "cache": Parameter(0.8, 0.1, 2.0, prior=0.2),
+    "cached": Parameter(1.5, 1.0, 6.0),
+    "cold": Parameter(5e-6, 0.01e-6, 40e-6),
+    "reach": Parameter(0.5, 0.1, 1.0, prior=0.3),
+}
+
+#: vLLM on GPUs without FlashAttention-3: FlashAttention-2 cuts KV into parts only where it has turned the
+#: heads of a group into rows. Source: mha_varlen_fwd of flash-attention, csrc/flash_attn/flash_api.cpp.
+NEVER = 1e9
+_FLASH_ATTENTION_2 = ("a100_sxm", "a800_sxm", "rtx_pro_6000")
+
+
+def prefill_start(key: TableKey) -> Mapping[str, Parameter]:
+    """Where the fit of a prefill table's parameters begins."""
+    return {**PREFILL_START, "rows": _tile_rows(key)}
+
+
+def mixed_start(key: TableKey) -> Mapping[str, Parameter]:
+    """Where the fit of the parameters of a table of both in one call begins."""
+    return {**MIXED_START, "rows": _tile_rows(key)}
+
+
+def _tile_rows(key: TableKey) -> Parameter:
+    """Which of 64 and 128 rows it is was chosen by the error of the fit; only the RTX PRO 6000 wants 64."""
+    rows = 64.0 if key.gpu == "rtx_pro_6000" else 128.0
+    return Parameter(rows, rows, rows)
+
+
+def decode_start(key: TableKey) -> Mapping[str, Parameter]:
+    """Where the fit of a decode table's parameters begins."""
+    if key.library == "vllm" and key.gpu in _FLASH_ATTENTION_2:
+        return {**DECODE_START, "lone_chunk": Parameter(NEVER, NEVER, NEVER)}
+    return DECODE_START
