@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from kernels_page import kernel_pages
 from network_page import network_pages
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
@@ -53,6 +54,7 @@ def pages() -> dict[str, str]:
         "validation-network.md": validation_page(),
         "validation-network.svg": drawing(),
         **network_pages(),
+        **kernel_pages(),
         **{f"commands/{name}.md": command_page(name, command) for name, command in cli.commands.items()},
     }
 

@@ -61,22 +61,20 @@ def _several(found: Found, console: Console) -> None:
     prices, varies = found["prices"], found["varies"]
     put_line(console, f"{found['kernel']}: {len(prices)} prices", "bold")
     same = {flag: value for flag, value in prices[0]["flags"].items() if flag not in varies}
-    if "gpu" not in varies:
-        same = {"gpu": prices[0]["gpu"], **same}
     put_paragraph(console, "  ", ", ".join(f"{flag} {said_value(value)}" for flag, value in same.items()))
     rows: list[list[Cell]] = [
         [
-            Text(said_value(one["gpu"] if varies[0] == "gpu" else one["flags"][varies[0]])),
-            *(said_value(one["flags"][flag]) for flag in varies[1:]),
+            Text(one["gpu"]),
+            *(said_value(one["flags"][flag]) for flag in varies if flag != "gpu"),
             said_time(one["seconds"]),
             said_time(one["roofline"]),
             said_share(_reached(one)),
-            f"{one['outside']:.1f}" if one["outside"] else "",
+            "-" if one["outside"] is None else f"{one['outside']:.1f}" if one["outside"] else "",
             Text(one["origin"]),
         ]
         for one in prices
     ]
-    columns = (*varies[1:], "time", "roofline", "of it", "outside", "origin")
+    columns = (*(flag for flag in varies if flag != "gpu"), "time", "roofline", "of it", "outside", "origin")
     put_line(console, "")
     put_table(console, columns, rows)
 
@@ -92,7 +90,9 @@ def _reached(one: Found) -> float:
     return float(one["roofline"] / one["seconds"]) if one["seconds"] else 1.0
 
 
-def _outside(octaves: float) -> str:
+def _outside(octaves: float | None) -> str:
+    if octaves is None:
+        return "nothing of the kind was measured"
     if not octaves:
         return "inside of what was measured"
     return f"{octaves:.1f} octaves (factors of two) from what was measured"

@@ -29,7 +29,7 @@ MOST_PRICES = 10_000
 #: Formats by all their names, ours among them.
 _FORMATS = {**FORMATS, **{name: name for name in FORMAT_BYTES}}
 #: Flags whose values are words, with the words.
-_WORDS: Mapping[str, Mapping[str, Any]] = {"dtype": _FORMATS, "kv-dtype": _FORMATS}
+_WORDS: Mapping[str, Mapping[str, Any]] = {"dtype": _FORMATS, "kv-dtype": _FORMATS, "weights-dtype": _FORMATS}
 
 #: Flag → its one value.
 One = Mapping[str, Any]
@@ -60,7 +60,8 @@ def price_flags(kernel: str, gpus: str, given: Sequence[str], library: str = AUT
     gpus     names, between commas if several
     given    further words of the command line: --flag VALUES, several between commas, or 1..64 for all
              powers of two from 1 to 64
-    Returns  {kernel, varies, prices: [{gpu, flags, seconds, origin, outside, roofline, basis}]}; times in s
+    Returns  {kernel, varies, prices: [{gpu, flags, seconds, origin, outside, roofline, basis}]}; times in s,
+             outside in octaves, None where nothing was measured
     Raises   ClustersimError that says which flags there are
     """
     name = kernel.replace("-", "_")
@@ -198,7 +199,7 @@ def _priced(kernel: str, flags: Flags, asked: dict[str, Any], library: str) -> d
         "flags": {flag: value for flag, value in asked.items() if flag != "gpu" and value is not None},
         "seconds": float(priced.seconds[0]),
         "origin": ORIGINS[int(priced.origin[0])],
-        "outside": float(priced.outside[0]),
+        "outside": None if priced.basis is None else float(priced.outside[0]),
         "roofline": least,
         "basis": _basis(priced, gpu),
     }
@@ -241,6 +242,12 @@ def _grouped(one: One) -> dict[str, Any]:
 
 def _latent(one: One) -> dict[str, Any]:
     return {name.replace("-", "_"): one[name] for name in _LATENT}
+
+
+def _around(one: One) -> dict[str, Any]:
+    """The projections of a module."""
+    weights = FORMAT_BYTES[one["weights-dtype"]]
+    return {"hidden": one["hidden"], "q_rank": one["q-rank"], "weight_bytes": weights}
 
 
 def _experts(one: One) -> dict[str, Any]:
@@ -292,6 +299,7 @@ def _moved(per_token: float) -> Flags:
 
 #: Sizes of DeepSeek-V3's attention. Source: arXiv 2412.19437, section 4.2.
 _LATENT = {"kv-rank": 512.0, "rope-dim": 64.0, "nope-dim": 128.0, "v-dim": 128.0}
+_AROUND = {"hidden": 7168.0, "q-rank": 1536.0, "weights-dtype": "fp8"}
 _NUMBERS = {"dtype": "bf16", "kv-dtype": None}
 #: Flag → column of moe_kernels.
 _FUSED = {
@@ -335,10 +343,24 @@ FLAGS: dict[str, Flags] = {
             _experts,
             {
                 **dict.fromkeys(("tokens", "experts", "counts")),
-                **{"ep": 1.0, "tp": 1.0, "distribution": "balanced", "dtype": "bf16"},
+                "ep": 1.0,
+                "tp": 1.0,
+                "distribution": "balanced",
+                "dtype": "bf16",
             },
             lists=("counts",),
         ),
+    ),
+    "mla_prefill_module": Flags(
+        _PROMPT,
+        lambda one: {**_of_prompts(one), **_latent(one), **_around(one)},
+        {"prior": 0.0, **_LATENT, **_AROUND, **_NUMBERS},
+        free=("prior",),
+    ),
+    "mla_decode_module": Flags(
+        _STEP,
+        lambda one: {**_of_steps(one), **_latent(one), **_around(one)},
+        {**_LATENT, **_AROUND, **_NUMBERS},
     ),
     # Bytes of a number of the width that are read and written: see physics.elementwise.
     "norm": _moved(4.0),
