@@ -268,7 +268,7 @@ def _check_folder(folder: Path) -> None:
 @click.argument("sizes", metavar="[--SIZE VALUE]...", nargs=-1, type=click.UNPROCESSED)
 @click.option(
     "--gpu", default="", metavar="NAME",
-    help="GPU by any of its names (a kernel may have several: h100,b200); instead of the column `gpu` of a file.",
+    help="GPU by any of its names, of a kernel several between commas; of a file, instead of its `gpu`.",
 )  # fmt: skip
 @click.option(
     "--library", default="auto", show_default=True, metavar="NAME",
@@ -294,8 +294,8 @@ def price(
     clustersim price rows.csv --out priced.csv
 
     A kernel is asked by its sizes: whole numbers, several between commas, or 1..64 for 1, 2, 4 and so on.
-    --dtype is bf16, fp8, fp8_block or fp4; attention has --kv-dtype, prefills --prior for tokens whose keys and
-    values are there already, expert layers --ep, --tp, --distribution, or --counts with the tokens of each
+    --dtype is bf16, fp8, fp8_block or fp4; attention has --kv-dtype, prefills --prior for tokens whose keys
+    and values are there already, expert layers --ep, --tp, --distribution, or --counts, the tokens of each
     expert of the rank. A kernel without its sizes says which it wants.
 
     Of a file, all rows and columns are kept and `seconds,origin` added. It may have any column form of the

@@ -62,9 +62,8 @@ def page(found: Found) -> str:
         "## By file\n",
         _table(("file", "operator", *_ERRORS, "goal"), list(_judged(found))),
         "## By table\n",
-        "`formula` is the fitted formula without its curve, `left out` what is foretold about shapes left\n"
-        "out. `under roofline` counts calls that were timed quicker than the data sheet allows; prices never\n"
-        "are.\n",
+        "`formula`: the fitted formula without its curve; `left out`: what is foretold of shapes left out;\n"
+        "`under roofline`: calls that were timed quicker than the data sheet allows, as no price ever is.\n",
         _table(
             (
                 *("kernel", "GPU", "format", "library", "calls", "formula", "p90", "left out", "p90"),

@@ -24,7 +24,11 @@ from clustersim.study.measured import measured
 from clustersim.study.price_flags import FLAGS, flags_of, price_flags
 from clustersim.study.price_rows import SKIPPED, price_file
 
-GEMMS = "gpu,dtype,m,n,k\nH100-SXM-80GB,fp8,16,4096,7168\nb200,bf16,1,512,512\nA100-SXM-80GB,bf16,4096,4096,4096\n"
+GEMMS = """gpu,dtype,m,n,k
+H100-SXM-80GB,fp8,16,4096,7168
+b200,bf16,1,512,512
+A100-SXM-80GB,bf16,4096,4096,4096
+"""
 
 
 def some_rows(form: str, count: int = 60) -> dict[str, list[str]]:
@@ -364,11 +368,11 @@ def test_wrong_sizes_are_told_with_the_way_out(
 
 
 def test_a_price_is_shown_with_its_origin_and_what_it_rests_on(capsys: pytest.CaptureFixture[str]) -> None:
-    words = "price gemm --gpu h100_sxm --m 4096 --n 4096 --k 7168 --dtype fp8"
-    assert _status(words.split()) == 0
+    words = ["price", "gemm", "--gpu", "h100", "--m", "4096", "--n", "4096", "--k", "7168", "--dtype", "fp8"]
+    assert _status(words) == 0
     page = capsys.readouterr().out
     assert page.startswith("gemm on h100_sxm: ") and "roofline" in page and "gemm, h100_sxm, fp8," in page
-    assert _status([*words.split(), "--json"]) == 0
+    assert _status([*words, "--json"]) == 0
     one = json.loads(capsys.readouterr().out)["prices"][0]
     assert one["origin"] in ORIGINS and one["basis"]["relative"] is False
 
@@ -377,6 +381,6 @@ def test_a_gpu_nobody_timed_is_priced_through_its_relative_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert gpu_named("h20").relative == "h100_sxm"
-    assert _status("price gemm --gpu h20,h100 --m 1,16 --n 4096 --k 7168".split()) == 0
+    assert _status(["price", "gemm", "--gpu", "h20,h100", "--m", "1,16", "--n", "4096", "--k", "7168"]) == 0
     page = capsys.readouterr().out
     assert "its own data sheet through what was measured of its relative" in page and "extrapolated" in page

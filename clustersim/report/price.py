@@ -102,9 +102,7 @@ def basis_sentence(one: Found) -> str:
     """Which measurements a price rests on."""
     basis = one["basis"]
     if basis is None:
-        return (
-            f"{one['gpu']}: nothing was measured of it or a relative: the data sheet's roofline and a launch."
-        )
+        return f"{one['gpu']}: timed neither on it nor on a relative: a guess from the data sheet."
     table = f"{basis['kernel']}, {basis['gpu']}, {basis['format']}, {basis['library']}"
     if basis["relative"]:
         return f"{one['gpu']}: its own data sheet through what was measured of its relative: {table}."

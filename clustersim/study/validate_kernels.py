@@ -88,12 +88,13 @@ def kernel_predictions(leave_out: bool = True) -> Told:
     """Every measured call that is not left out for a reason, as columns.
 
     Returns  file, row, kernel, operator, gpu, format, library, load, size: str or int64[N]; measured,
-             formula, shipped, least, left_out: float64[N] s, the last NaN where too few calls are alike to
-             fit anew; origin: str[N]. Worked out once, not to be changed
+             formula, shipped, least, left_out: float64[N] s, the last NaN without fits; seen: bool[N]
+             whether a table was made of it; origin: str[N]. Worked out once, not to be changed
     """
     parts = [_told(rows, key, chosen) for rows, key, chosen in _calls()]
     told = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-    told["left_out"] = np.full(len(told["row"]), np.nan)
+    # No fit sees calls that are too few for a table of their own: their prices are forecasts as they are.
+    told["left_out"] = np.where(told["seen"], np.nan, told["shipped"])
     if leave_out:
         place = {name: at for at, name in enumerate(_names(told["kernel"], told["file"], told["row"]))}
         for key, calls in calls_of(_tables()).items():
@@ -156,6 +157,7 @@ def _told(rows: Rows, key: TableKey, columns: Columns) -> Told:
         "formula": formula,
         "shipped": priced.seconds,
         "least": least,
+        "seen": np.full(len(rows), key in fitted_parameters()),
         "origin": np.array(ORIGINS)[priced.origin],
     }
 
@@ -204,6 +206,7 @@ def _key(told: Told, key: tuple[str, ...], chosen: np.ndarray) -> dict[str, Any]
     return {
         **dict(zip(_KEY, key, strict=True)),
         "rows": len(chosen),
+        "seen": bool(told["seen"][chosen[0]]),
         "files": sorted(dict.fromkeys(told["file"][chosen].tolist())),
         "formula": _errors(told, "formula", chosen),
         "left_out": _errors(told, "left_out", chosen),
@@ -225,7 +228,9 @@ def _held(found: dict[str, Any], file: str, operator: str, load: str) -> dict[st
     goal = GOALS[operator]
     median, p90, why = MISSES.get((file, operator, load), (*(goal or (np.inf, np.inf)), ""))
     return {
-        **{"file": file, "operator": operator, "load": load},
+        "file": file,
+        "operator": operator,
+        "load": load,
         **found,
         "goal": goal is not None,
         "met": goal is None or _within(found, *goal),
