@@ -352,6 +352,65 @@ def _price_file(
 
 
 @cli.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("measured"), show_default=True,
+    help="The folder of the CSV files.",
+)  # fmt: skip
+@click.option(
+    "--kernel", "kernels", metavar="NAMES", default="",
+    help="Only these, with commas between them: gemm, attention_prefill, attention_decode, mla_prefill, "
+    "mla_decode, experts, elementwise.",
+)  # fmt: skip
+@click.option("--quick", is_flag=True, help="Few sizes of each kernel: minutes instead of an hour.")
+@click.option("--model", metavar="NAME", help="Just the kernels and shapes of this model of the catalogue.")
+@click.option("--tp", type=click.IntRange(min=1), default=1, help="With --model: its tensor parallelism.")
+@click.option("--ep", type=click.IntRange(min=1), default=1, help="With --model: its expert parallelism.")
+@click.option("--gpu", metavar="NAME", default="", help="Name in the rows, instead of the one recognised.")
+@click.option("--device", type=click.IntRange(min=0), default=0, help="Which GPU, counted from 0.")
+@click.option("--resume", is_flag=True, help="Keep the rows in the folder and measure what they lack.")
+@click.option("--dry-run", is_flag=True, help="Say what would be measured; needs no GPU.")
+@_JSON
+def measure(
+    out: Path, kernels: str, quick: bool, model: str | None, tp: int, ep: int, gpu: str, device: int,
+    resume: bool, dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Time the kernels of a GPU of this machine and write calibration files.
+
+    Needs an NVIDIA GPU and PyTorch: pip install 'clustersim[measure]'. The files have the columns of the
+    measured ones that prices are fitted to: gemm.csv, attn_prefill.csv, attn_decode.csv, mla.csv,
+    moe_kernels.csv and elementwise.csv. cases.csv tells what came of every case and how far its
+    repetitions spread, machine.csv what it was measured on. A broken-off session leaves whole files, and
+    --resume goes on from there.
+
+    Inputs are random and cold in L2, calls are replayed from a CUDA graph (so that the launch of a kernel
+    counts and the host does not), a row holds the median, and clocks are left as they are. Exit status 2
+    without PyTorch or without a GPU; nothing is written then.
+    """
+    from clustersim.study.measure import gpu_name, summary
+    from clustersim.study.measure import measure as time_all
+    from clustersim.study.measure_plan import outline
+    from clustersim.study.model_cases import wished
+
+    cases = wished(kernels, quick, model, tp, ep)
+    if dry_run:
+        found = outline(cases)
+    else:
+        from clustersim.study.torch_timing import open_torch
+
+        backend = open_torch(device)
+        name, warning = gpu_name(backend.machine().device, gpu)
+        _warn(warning)
+        with _progress(as_json, "measuring") as tell:
+            found = summary(time_all(cases, backend, out, name, resume, tell), out)
+    if as_json:
+        _print_json(found)
+        return
+    from clustersim.report.measured import show_measured
+
+    _print_page(lambda console: show_measured(found, console))
+
+
+@cli.command()
 @click.argument("section", required=False, default="", metavar="[SECTION]")
 @click.argument("name", required=False, default="", metavar="[NAME]")
 @_JSON
@@ -404,8 +463,8 @@ def _print(text: str) -> None:
 
 
 @contextmanager
-def _progress(silent: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, where that is a terminal."""
+def _progress(silent: bool, what: str = "simulating") -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, where that is a terminal. `what` stands before it."""
     if silent or not sys.stderr.isatty():
         yield lambda done, all_: None
         return
@@ -413,7 +472,7 @@ def _progress(silent: bool) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("simulating", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done, all_: bar.update(task, completed=done, total=all_)
 
 

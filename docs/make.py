@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 from kernels_page import kernel_pages
+from measure_page import measure_pages
 from network_page import network_pages
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
@@ -55,6 +56,7 @@ def pages() -> dict[str, str]:
         "validation-network.svg": drawing(),
         **network_pages(),
         **kernel_pages(),
+        **measure_pages(),
         **{f"commands/{name}.md": command_page(name, command) for name, command in cli.commands.items()},
     }
 

@@ -60,6 +60,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "plotly": ("report/html.py",),
     "click": ("cli.py",),
     "polars": ("trace/tables.py",),
+    "torch": ("study/torch_timing.py",),
 }
 
 #: (file, dependency) that may be named for the type checker only.
@@ -71,13 +72,19 @@ LAZY: dict[tuple[str, str], str] = {
     ("trace/tables.py", "polars"): "not a dependency; whoever has it may use it",
     ("spec/positions.py", "tree_sitter"): "needed only where there is a mistake to be located",
     ("spec/positions.py", "tree_sitter_toml"): "as tree_sitter",
+    ("study/torch_timing.py", "torch"): "an optional extra: only whoever measures needs it",
+    ("study/torch_timing.py", "torch.nn.attention"): "as torch",
 }
 
 #: The user's own: never required, so never imported at the head of a module.
-OPTIONAL = ("polars",)
+OPTIONAL = ("polars", "torch")
 
 #: Importable, but not under their own name in pyproject.toml → why.
-NOT_DECLARED = {"pydantic_core": "comes with pydantic", "polars": "the user's own, never required"}
+NOT_DECLARED = {
+    "pydantic_core": "comes with pydantic",
+    "polars": "the user's own, never required",
+    "torch": "the optional extra `measure`",
+}
 
 MOST_LINES_OF_A_MODULE = 599
 MOST_LINES_OF_A_FUNCTION = 70

@@ -146,7 +146,7 @@ def _narrow(gpu: Gpu, c: Columns) -> np.ndarray:
 def _flop_rate(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
     """float64[Q] FLOP/s of the data sheet."""
     wide = gpu.flop_rate.get("bf16") or flop_rate_of(gpu, form)
-    return np.where(_narrow(gpu, c), gpu.flop_rate.get("fp8", wide), wide)
+    return np.asarray(np.where(_narrow(gpu, c), gpu.flop_rate.get("fp8", wide), wide))
 
 
 def _flop(c: Columns) -> np.ndarray:
@@ -163,7 +163,7 @@ def attention_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
     """float64[Q] s of the data sheet's roofline: products, or queries, KV and outputs once over HBM."""
     row = np.where(_narrow(gpu, c), 1.0, WIDE)
     moved = _kv_bytes(c) + 2.0 * row * c["tokens"] * c["heads"] * c["head_dim"]
-    return np.maximum(_flop(c) / _flop_rate(gpu, form, c), moved / gpu.memory_bandwidth)
+    return np.asarray(np.maximum(_flop(c) / _flop_rate(gpu, form, c), moved / gpu.memory_bandwidth))
 
 
 # ---- prefill --------------------------------------------------------------------------------------
@@ -226,12 +226,12 @@ def _passing(gpu: Gpu, c: Columns) -> np.ndarray:
 
 
 def prefill_size(c: Columns) -> np.ndarray:
-    """float64[Q, 4]: log2 of query heads in the batch, of a sequence's new tokens, and of how much deeper
-    its earlier KV makes them; the width of the KV."""
+    """float64[Q, 3]: log2 of query heads in the batch, of a sequence's new tokens, and of how much deeper
+    its earlier KV makes them."""
     rows = c["tokens"] / c["sequences"]
     deeper = np.maximum(c["pairs"] / c["tokens"] / ((rows + 1.0) / 2), 1.0)
     heads = c["sequences"] * c["heads"]
-    return np.stack([np.log2(heads), np.log2(rows), np.log2(deeper), _width(c)], axis=1)
+    return np.stack([np.log2(heads), np.log2(rows), np.log2(deeper)], axis=1)
 
 
 # ---- both in one call -----------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def mixed_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
 def mixed_size(c: Columns) -> np.ndarray:
     """float64[Q, 5]: log2 of query heads with a chunk, its tokens, how much deeper its earlier KV makes them,
     query heads with one new token, and their KV tokens; 0 for none of either."""
-    heads, rows, deeper, _ = prefill_size(c).T
+    heads, rows, deeper = prefill_size(c).T
     length = c["decode_context"] / np.maximum(c["decode_sequences"], 1.0)
     more = np.log2(np.maximum(c["decode_sequences"], 1.0) * c["heads"])
     return np.stack([heads, rows, deeper, more, np.log2(np.maximum(length, 1.0))], axis=1)
@@ -320,27 +320,24 @@ def _longest(*parts: np.ndarray) -> np.ndarray:
 
 
 def decode_size(c: Columns) -> np.ndarray:
-    """float64[Q, 3]: log2 of work items and of their KV tokens; the width of the KV."""
+    """float64[Q, 2]: log2 of work items and of their KV tokens."""
     items = c["sequences"] * c["kv_heads"]
-    return np.stack([np.log2(items), np.log2(c["context"] / c["sequences"]), _width(c)], axis=1)
+    return np.stack([np.log2(items), np.log2(c["context"] / c["sequences"])], axis=1)
 
 
 # ---- both -----------------------------------------------------------------------------------------
 
 
-def _width(c: Columns) -> np.ndarray:
-    """float64[Q] a coordinate that sets apart widths of the KV cache."""
-    return np.asarray(OTHER_CODE * np.log2(c["kv_bytes"]))
-
-
 def attention_shape(c: Columns) -> np.ndarray:
-    """float64[Q, 3]: log2 of query heads per KV head (apart where that is 1), KV heads, head dimension.
+    """float64[Q, 4]: log2 of query heads per KV head, KV heads, head dimension and bytes of a KV number;
+    MHA and a narrow KV cache stand apart by OTHER_CODE.
 
     Heads stand here and, times sequences, in the size: what a kernel costs follows from how many there are
     in the batch, less from how they are dealt out.
     """
     group = np.where(_lone(c), -OTHER_CODE, np.log2(c["heads"] / c["kv_heads"]))
-    return np.stack([group, np.log2(c["kv_heads"]), np.log2(c["head_dim"])], axis=1)
+    width = OTHER_CODE * np.log2(c["kv_bytes"])
+    return np.stack([group, np.log2(c["kv_heads"]), np.log2(c["head_dim"]), width], axis=1)
 
 
 KERNELS = (
@@ -352,6 +349,7 @@ KERNELS = (
         attention_least,
         attention_shape,
         prefill_size,
+        unmeasured=PrefillParameters(),
     ),
     Kernel(
         "attention_decode",
@@ -361,6 +359,9 @@ KERNELS = (
         attention_least,
         attention_shape,
         decode_size,
+        unmeasured=DecodeParameters(),
+        # Products are as wide as the KV cache, whatever the model's weights are.
+        form="bf16",
     ),
     Kernel(
         "attention_mixed",
@@ -370,5 +371,7 @@ KERNELS = (
         mixed_least,
         attention_shape,
         mixed_size,
+        unmeasured=MixedParameters(),
+        form="bf16",
     ),
 )

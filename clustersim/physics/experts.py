@@ -9,7 +9,9 @@ Source   tiles and waves: NVIDIA's "Matrix Multiplication Background User's Guid
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from clustersim.physics.calibration import Columns, Kernel
 from clustersim.spec.formats import flop_rate_of
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.model import FORMAT_BYTES
+
+_Seconds: TypeAlias = Callable[[Gpu, str, "ExpertParameters", Columns], np.ndarray]
+_Least: TypeAlias = Callable[[Gpu, str, Columns], np.ndarray]
 
 #: Heights of a tile of rows that a library chooses from; the least one is that of a tensor-core
 #: instruction. Source: common CUTLASS and DeepGEMM tiles (a guess about what each library holds).
@@ -126,7 +131,9 @@ def _product(
         waves = p.last_wave * np.ceil(full) + (1.0 - p.last_wave) * full
         slower = (rows + p.head_rows) * (TILE_ROWS[-1] / (TILE_ROWS[-1] + p.head_rows))
         cost[:] = np.maximum(waves, np.minimum(tiles * wide, 1.0)) * slower
-    chosen = costs[tuned, np.arange(len(tuned))]
+    lower = np.minimum(tuned.astype(np.int64), len(TILE_ROWS) - 2)
+    at, share = np.arange(len(tuned)), tuned - lower
+    chosen = costs[lower, at] ** (1.0 - share) * costs[lower + 1, at] ** share
     best = chosen**p.tuned * costs.min(axis=0) ** (1.0 - p.tuned)
     arithmetic = best * (2.0 * TILE_COLUMNS / rate) * (k + p.depth)
     streamed = FORMAT_BYTES[form] * load.used * n * k / (p.bandwidth * gpu.memory_bandwidth)
@@ -162,11 +169,12 @@ def _down(c: Columns) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tuned(c: Columns) -> np.ndarray:
-    """int64[Q] index of the least tile that holds an expert's rows if the load were even: what a library
-    chooses before it knows the load. `even_rows`: rows of an expert then, by default the rank's own mean."""
+    """float64[Q] place in TILE_ROWS, between two where it falls between, of the tile that an expert would
+    just fill if the load were even: what a library chooses before it knows the load. `even_rows`: its rows
+    then, by default the mean of the rank."""
     even = c["even_rows"] if "even_rows" in c else c["counts"].sum(axis=1) / _held(c)
-    octaves = np.ceil(np.log2(np.maximum(even, 1.0) / TILE_ROWS[0]))
-    return np.clip(octaves, 0, len(TILE_ROWS) - 1).astype(np.int64)
+    place = np.log2(np.maximum(even, 1.0) / TILE_ROWS[0])
+    return np.asarray(np.clip(place, 0.0, len(TILE_ROWS) - 1.0))
 
 
 def _held(c: Columns) -> np.ndarray:
@@ -200,7 +208,7 @@ def _least(
     gpu: Gpu, form: str, c: Columns, products: tuple[tuple[np.ndarray, np.ndarray], ...]
 ) -> np.ndarray:
     used, rows = np.minimum(c["counts"], 1.0).sum(axis=1), c["counts"].sum(axis=1)
-    least = np.zeros(len(rows))
+    least: np.ndarray = np.zeros(len(rows))
     for n, k in products:
         flop = 2.0 * rows * n * k / flop_rate_of(gpu, form)
         least += np.maximum(flop, FORMAT_BYTES[form] * used * n * k / gpu.memory_bandwidth)
@@ -209,7 +217,7 @@ def _least(
 
 def layer_shape(c: Columns) -> np.ndarray:
     """float64[Q, 3]: log2 of the hidden and inner widths and of the experts on the rank."""
-    return np.log2(np.stack([c["hidden"], c["inter"], _held(c)], axis=1))
+    return np.asarray(np.log2(np.stack([c["hidden"], c["inter"], _held(c)], axis=1)))
 
 
 def layer_size(c: Columns) -> np.ndarray:
@@ -217,30 +225,22 @@ def layer_size(c: Columns) -> np.ndarray:
     rows, busiest = c["counts"].sum(axis=1), c["counts"].max(axis=1)
     even = np.maximum(rows / _held(c), 1.0)
     tiny = 2.0**-10
-    return np.log2(np.stack([np.maximum(rows, tiny), np.maximum(busiest / even, 1.0)], axis=1))
+    skew = np.maximum(busiest / even, 1.0)
+    return np.asarray(np.log2(np.stack([np.maximum(rows, tiny), skew], axis=1)))
 
 
-_PRODUCT = ("counts", "hidden", "inter", "gated", "top_k")
+#: Beside these a call may state what only a benchmark knows better than its counts: `experts_held` (default:
+#: as many as counts has columns), `tokens` in the layer's buffers (rows / top_k) and `even_rows`, the rows of
+#: an expert under even load (the rank's own mean).
+_COLUMNS = ("counts", "hidden", "inter", "gated", "top_k")
+
+
+def _kernel(name: str, seconds: _Seconds, least: _Least, table: str = "") -> Kernel:
+    return Kernel(name, _COLUMNS, ExpertParameters, seconds, least, layer_shape, layer_size, table)
+
 
 KERNELS = (
-    Kernel(
-        "experts",
-        (*_PRODUCT, "experts_held", "tokens", "even_rows"),
-        ExpertParameters,
-        layer_seconds,
-        layer_least,
-        layer_shape,
-        layer_size,
-    ),
-    Kernel("expert_up", _PRODUCT, ExpertParameters, up_seconds, up_least, layer_shape, layer_size, "experts"),
-    Kernel(
-        "expert_down",
-        _PRODUCT,
-        ExpertParameters,
-        down_seconds,
-        down_least,
-        layer_shape,
-        layer_size,
-        "experts",
-    ),
+    _kernel("experts", layer_seconds, layer_least),
+    _kernel("expert_up", up_seconds, up_least, "experts"),
+    _kernel("expert_down", down_seconds, down_least, "experts"),
 )

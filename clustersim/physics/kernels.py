@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from clustersim.physics import elementwise, experts, gemm, mla
+from clustersim.physics import attention, elementwise, experts, gemm, mla
 from clustersim.physics.calibration import (
     EXTRAPOLATED,
     FORMULA,
@@ -33,7 +33,7 @@ STAND_INS = {
     "fp4": ("fp8", "fp8_block", "bf16"),
 }
 
-_MODULES: Sequence[ModuleType] = (gemm, experts, mla, elementwise)
+_MODULES: Sequence[ModuleType] = (gemm, attention, experts, mla, elementwise)
 #: Name → kernel.
 KERNELS: Mapping[str, Kernel] = {k.name: k for module in _MODULES for k in module.KERNELS}
 

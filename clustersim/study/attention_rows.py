@@ -205,3 +205,20 @@ def decode_start(key: TableKey) -> Mapping[str, Parameter]:
     if key.library == "vllm" and key.gpu in _FLASH_ATTENTION_2:
         return {**DECODE_START, "lone_chunk": Parameter(NEVER, NEVER, NEVER)}
     return DECODE_START
+
+
+#: Measured table → its reader.
+READERS = {
+    "attn_prefill": prompts,
+    "attn_decode": new_tokens,
+    "infersim_h800_gqa_decode": new_tokens,
+    "frontier_h800_attention_chunked": chunks,
+    "rtxpro6000_vllm_kernels": mixed,
+}
+
+#: Kernel → where its fits begin.
+STARTS = {
+    "attention_prefill": prefill_start,
+    "attention_decode": decode_start,
+    "attention_mixed": mixed_start,
+}

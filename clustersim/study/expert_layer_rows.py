@@ -5,16 +5,20 @@ The files name a load pattern; study.expert_loads says how many tokens each expe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from clustersim.errors import ClustersimError
+from clustersim.spec.kernel_tables import TableKey
 from clustersim.study.expert_loads import (
+    LOADS,
     arriving,
     block_counts,
     hot_rank_counts,
+    known_load,
     random_counts,
     scaled_to_arrivals,
 )
@@ -29,12 +33,13 @@ from clustersim.study.kernel_rows import (
     seconds,
     whole,
 )
+from clustersim.study.least_squares import Parameter
 from clustersim.study.measured import Table
 
 #: A row that takes this many times as long as the next larger batch was timed on a kernel nobody would run.
 _SPIKE = 2.0
-#: A rank with half of the experts that takes this many times as long was timed on a kernel nobody would run; so was
-#: its whole layer where this share of the rows is such.
+#: So was a rank with half of the experts that takes this many times as long, and its whole layer where this
+#: share of the rows is such.
 _WRONG_WAY = 1.25
 _OFTEN = 0.2
 #: Tokens below which the launches of eager mode are most of a time.
@@ -44,11 +49,12 @@ _QWEN3_30B = {"hidden": 2048.0, "inter": 768.0, "experts": 128, "top_k": 8.0}
 
 
 def fused_layers(table: Table, file: str) -> list[Rows]:
-    """moe_kernels.csv: fused layers of TensorRT-LLM, vLLM and SGLang; the rank sees the tokens of its group."""
+    """moe_kernels.csv: fused layers of three libraries; the rank sees all tokens of its group."""
     tokens, experts = whole(table, "num_tokens_global"), whole(table, "num_experts")
     ep, tp, top_k = whole(table, "moe_ep"), whole(table, "moe_tp"), whole(table, "topk")
     _divides(experts, ep, "num_experts", "moe_ep")
-    _divides(positive(table, "inter_size"), tp, "inter_size", "moe_tp")
+    _enough(experts, top_k, "topk")
+    _divides(whole(table, "inter_size"), tp, "inter_size", "moe_tp")
     loads = [_pattern(*key) for key in _tuples(tokens, top_k, experts, ep, _distributions(table))]
     measured, patterns = seconds(table), _distributions(table)
     same = [libraries(table), formats(table), experts, tp, top_k, patterns, gpus(table)]
@@ -85,6 +91,7 @@ def wide_layers(table: Table, file: str) -> list[Rows]:
     tokens, experts = whole(table, "num_tokens_global"), whole(table, "num_experts")
     ep, top_k = whole(table, "ep"), whole(table, "topk")
     _divides(experts, ep, "num_experts", "ep")
+    _enough(experts, top_k, "topk")
     prefill = np.array([str(phase) == "context" for phase in column(table, "phase").tolist()])
     patterns = _distributions(table)
     loads = []
@@ -112,6 +119,8 @@ def skewed_layers(table: Table, file: str) -> list[Rows]:
     ep, top_k = whole(table, "ep"), whole(table, "topk")
     slots = whole(table, "num_slots") if "num_slots" in table else experts
     _divides(slots, ep, "num_slots", "ep")
+    _enough(slots, experts, "num_experts")
+    _enough(experts, top_k, "topk")
     patterns = _distributions(table)
     loads = [_front(*key) for key in _tuples(tokens, top_k, experts, ep, patterns, slots)]
     counted = "tokens_arriving_at_hot_rank"
@@ -174,7 +183,7 @@ def eager_layers(table: Table, file: str) -> list[Rows]:
 
 
 def forced_layers(table: Table, file: str) -> list[Rows]:
-    """rtxpro6000_vllm_kernels.csv, its fused expert layers: tokens spread evenly over a given number of experts."""
+    """rtxpro6000_vllm_kernels.csv, its fused layers: tokens spread evenly over a given number of experts."""
     kind = np.array([str(text) for text in column(table, "kind").tolist()])
     at = np.flatnonzero(kind == "fused_moe_forced_routing")
     if not len(at):
@@ -260,10 +269,17 @@ def _distributions(table: Table) -> np.ndarray:
     """str[N] load patterns; balanced in a file that names none."""
     if "distribution" not in table:
         return np.full(len(lines_of(table)), "balanced")
-    return np.array([str(text) for text in column(table, "distribution").tolist()], dtype=str)
+    patterns = np.array([str(text) for text in column(table, "distribution").tolist()], dtype=str)
+    for pattern in np.unique(patterns).tolist():
+        if not known_load(pattern):
+            line = int(np.argmax(patterns == pattern)) + 2
+            raise ClustersimError(
+                f'line {line}: distribution = "{pattern}" is no known load; there are {LOADS}'
+            )
+    return patterns
 
 
-def _tuples(*columns: np.ndarray) -> list[tuple[object, ...]]:
+def _tuples(*columns: np.ndarray) -> list[tuple[Any, ...]]:
     return list(zip(*(c.tolist() for c in columns), strict=True))
 
 
@@ -288,8 +304,17 @@ def _divides(whole_: np.ndarray, parts: np.ndarray, name: str, by: str) -> None:
         )
 
 
+def _enough(most: np.ndarray, asked: np.ndarray, name: str) -> None:
+    wrong = asked > most
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ClustersimError(
+            f"line {row + 2}: {name} = {asked[row]:.0f} is more than the {most[row]:.0f} there are"
+        )
+
+
 def _slower(size: np.ndarray, same: Sequence[np.ndarray], measured: np.ndarray, factor: float) -> np.ndarray:
-    """bool[N] rows that take more than `factor` times as long as the next larger of those otherwise the same."""
+    """bool[N] rows that take more than `factor` times as long as the next larger of those else the same."""
     order = np.lexsort((size, *same))
     alike = np.all([column[order][1:] == column[order][:-1] for column in same], axis=0)
     with np.errstate(invalid="ignore"):
@@ -308,7 +333,7 @@ def _often(odd: np.ndarray, same: Sequence[np.ndarray]) -> np.ndarray:
     return found
 
 
-#: Measured table → its reader.
+#: Measured table → its reader: (table, file) to rows.
 READERS: dict[str, Callable[[Table, str], list[Rows]]] = {
     "moe_kernels": fused_layers,
     "wideep_moe_sglang": wide_layers,
@@ -317,3 +342,26 @@ READERS: dict[str, Callable[[Table, str], list[Rows]]] = {
     "frontier_a800_moe": eager_layers,
     "rtxpro6000_vllm_kernels": forced_layers,
 }
+
+_START = {
+    "launch": Parameter(2.5e-5, 1e-6, 5e-4),
+    "per_expert": Parameter(1e-8, 1e-10, 2e-6, prior=3.0),
+    "reach": Parameter(0.7, 0.1, 1.0),
+    "bandwidth": Parameter(0.9, 0.3, 1.0),
+    "overlap": Parameter(3.0, 1.0, 8.0),
+    "depth": Parameter(100.0, 10.0, 2000.0),
+    "head_rows": Parameter(16.0, 1.0, 400.0),
+    "last_wave": Parameter(0.5, 0.05, 1.0),
+    "tuned": Parameter(0.5, 0.01, 1.0),
+    "throttle": Parameter(0.1, 0.001, 3.0),
+    "row_passes": Parameter(4.0, 0.1, 40.0),
+    "inner_passes": Parameter(2.0, 0.1, 40.0),
+    "token_passes": Parameter(1.0, 0.05, 20.0),
+}
+
+
+def _start(_: TableKey) -> Mapping[str, Parameter]:
+    return _START
+
+
+STARTS = {"experts": _start, "expert_up": _start, "expert_down": _start}

@@ -33,8 +33,15 @@ BLOCK = 128
 #: A draw is taken to lie no further from the mean of draws than by this factor.
 _FAR = 2.0
 
-_POWER_LAW = re.compile(r"power_?law_a?(?P<alpha>[0-9.]+)(?P<levelled>_eplb)?$")
+_POWER_LAW = re.compile(r"power_?law_a?(?P<alpha>[0-9]+(\.[0-9]+)?)(?P<levelled>_eplb)?$")
 _EVEN = ("balanced", "uniform")
+#: The load patterns there are, for messages.
+LOADS = "balanced, uniform, powerlaw_a<exponent>, power_law_<exponent>, power_law_<exponent>_eplb"
+
+
+def known_load(distribution: str) -> bool:
+    """Whether `hot_rank_counts` can draw a pattern."""
+    return distribution in _EVEN or _POWER_LAW.match(distribution) is not None
 
 
 def hot_rank_counts(
@@ -60,10 +67,7 @@ def hot_rank_counts(
         return balanced_counts(tokens_global, top_k, experts, ep)
     drawn = _POWER_LAW.match(distribution)
     if drawn is None:
-        raise ClustersimError(
-            f'distribution = "{distribution}" is no known load; there are balanced, uniform, powerlaw_a<exponent>, '
-            "power_law_<exponent>, power_law_<exponent>_eplb"
-        )
+        raise ClustersimError(f'distribution = "{distribution}" is no known load; there are {LOADS}')
     alpha = float(drawn["alpha"])
     counts = _drawn(tokens_global, top_k, experts, alpha, front)
     if drawn["levelled"]:
@@ -80,20 +84,21 @@ def balanced_counts(tokens: int, top_k: int, experts: int, ep: int) -> np.ndarra
     few tokens are spaced evenly over s, so that each finds experts of its own.
     """
     stride = ceil(experts / top_k)
+    counts = np.zeros(experts)
     if tokens >= stride:
         cycles, rest = divmod(tokens, experts)
-        start = np.arange(rest)
-        counts = np.full(experts, float(cycles * top_k))
+        start = np.arange(float(rest))
+        counts += cycles * top_k
     else:
-        start, counts = np.arange(tokens) * stride / tokens, np.zeros(experts)
+        start = np.arange(tokens) * (stride / tokens)
     chosen = (start[:, None] + np.arange(top_k) * stride).astype(np.int64) % experts
     counts += np.bincount(chosen.ravel(), minlength=experts)
     return counts[: experts // ep]
 
 
 def block_counts(slots: float, held: int) -> np.ndarray:
-    """float64[g] when tokens come in whole blocks of 128 rows, expert after expert, as benchmarks of contiguous
-    layouts spread them: few tokens use few experts.
+    """float64[g] when tokens come in whole blocks of 128 rows, expert after expert, as benchmarks of
+    contiguous layouts spread them: few tokens use few experts.
     """
     blocks, rest = divmod(slots / BLOCK, held)
     counts = np.full(held, blocks * BLOCK)
@@ -154,7 +159,8 @@ def _drawn(tokens: int, top_k: int, experts: int, alpha: float, front: bool) -> 
     """float64[DRAWS, experts] counts; a token uses an expert once, so none exceeds the tokens."""
     wanted = tokens * top_k
     low, high = (_MANY[0], _MANY[1] * tokens) if wanted > experts else _FEW
-    rest = 1.0 - alpha
+    # At an exponent of 1 the formula is the limit of its neighbours.
+    rest = 1.0 - alpha if alpha != 1.0 else 1e-9
     weights = (_uniform(experts) * (high**rest - low**rest) + low**rest) ** (1.0 / rest)
     shares = _capped(weights / weights.sum(axis=1, keepdims=True) * wanted, float(tokens))
     counts = np.round(shares)
@@ -171,7 +177,7 @@ def _capped(shares: np.ndarray, most: float) -> np.ndarray:
         kept = np.where(full, most, 0.0).sum(axis=1, keepdims=True)
         others = np.where(full, 0.0, shares).sum(axis=1, keepdims=True)
         shares = np.where(full, most, shares * ((wanted - kept) / np.maximum(others, 1e-300)))
-    return np.minimum(shares, most)
+    return np.asarray(np.minimum(shares, most))
 
 
 def _settle(counts: np.ndarray, left: int, front: bool, most: int) -> None:

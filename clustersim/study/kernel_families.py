@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from clustersim.spec.kernel_tables import TableKey
-from clustersim.study import elementwise_rows, gemm_rows, mla_rows
+from clustersim.study import attention_rows, elementwise_rows, expert_layer_rows, gemm_rows, mla_rows
 from clustersim.study.kernel_rows import Rows
 from clustersim.study.least_squares import Parameter
 from clustersim.study.measured import Table, measured
@@ -20,7 +20,7 @@ Reader = Callable[[Table, str], list[Rows]]
 #: Parameter → where its search begins, and its bounds.
 Starts = Mapping[str, Parameter]
 
-_FAMILIES = (gemm_rows, mla_rows, elementwise_rows)
+_FAMILIES = (gemm_rows, expert_layer_rows, attention_rows, mla_rows, elementwise_rows)
 
 #: Measured table → its readers, one per family that finds kernels in it.
 READERS: dict[str, list[Reader]] = {

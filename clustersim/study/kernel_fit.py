@@ -102,7 +102,9 @@ def _keys(rows: Rows) -> list[TableKey]:
 
 
 def _joined(key: TableKey, parts: Sequence[Rows]) -> Calls:
-    columns = {name: _stacked([p.columns[name] for p in parts]) for name in KERNELS[key.kernel].columns}
+    # What readers state beyond a kernel's own columns helps its formula where all of them state it.
+    stated = [name for name in parts[0].columns if all(name in p.columns for p in parts)]
+    columns = {name: _stacked([p.columns[name] for p in parts]) for name in stated}
     return Calls(
         key,
         columns,
