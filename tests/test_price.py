@@ -136,6 +136,7 @@ WRONG = {
         r'line 4: a100_sxm does not compute in "fp8"; it has bf16',
     ),
     "negative m": ("gpu,dtype,m,n,k\nH100,bf16,-5,1,1\n", r"line 2: m = -5 is not a whole number"),
+    "sizes without end": ("gpu,dtype,m,n,k\nH100,bf16,1,1,1\nH100,bf16,1e300,1,1\n", "line 3: would take"),
     "no number": ("gpu,dtype,m,n,k\nH100,bf16,many,1,1\n", r"line 2: m = many is not a number"),
     "a gap": ("gpu,dtype,m,n,k\nH100,bf16,1,1,1\nH100,bf16,,1,1\n", r"line 3: m = "),
     "unknown dtype": ("gpu,dtype,m,n,k\nH100,fp9,1,1,1\n", r'line 2: dtype = fp9 .*did you mean "fp8"'),

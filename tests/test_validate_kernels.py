@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from clustersim.cli import _status
+from clustersim.physics.kernels import KERNELS
 from clustersim.study import parts, validate_kernels
 from clustersim.study.kernel_families import READERS, rows_of_table
 from clustersim.study.measured import measured
@@ -55,6 +56,11 @@ def test_every_file_is_judged_and_every_call_is_in_every_kind_of_class_once(quic
         for one in classes:
             rows[one["operator"]] += one["rows"]
         assert rows == calls, what
+
+
+def test_every_kernel_is_judged_as_something_or_only_moves_numbers() -> None:
+    for name, kernel in KERNELS.items():
+        assert (name in validate_kernels.OPERATORS) != (kernel.columns == ("tokens", "bytes")), name
 
 
 def test_expert_layers_are_judged_by_load(quick: dict[str, Any]) -> None:

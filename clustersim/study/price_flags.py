@@ -196,13 +196,19 @@ def _priced(kernel: str, flags: Flags, asked: dict[str, Any], library: str) -> d
     least = float(KERNELS[kernel].least(gpu, form, columns)[0])
     return {
         "gpu": gpu.name,
-        "flags": {flag: value for flag, value in asked.items() if flag != "gpu" and value is not None},
+        "flags": {flag: value for flag, value in asked.items() if _counts(flag, asked)},
         "seconds": float(priced.seconds[0]),
         "origin": ORIGINS[int(priced.origin[0])],
         "outside": None if priced.basis is None else float(priced.outside[0]),
         "roofline": least,
         "basis": _basis(priced, gpu),
     }
+
+
+def _counts(flag: str, asked: One) -> bool:
+    """Whether a flag has a say: counts stand for a load pattern and what it is drawn from."""
+    instead = ("ep", "distribution", "experts") if asked.get("counts") else ()
+    return flag not in ("gpu", *instead) and asked[flag] is not None
 
 
 def _basis(priced: Priced, gpu: Gpu) -> dict[str, Any] | None:

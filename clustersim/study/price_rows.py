@@ -28,6 +28,8 @@ from clustersim.trace.csv import Sheet, check_place, read_known, write_text
 
 #: Rows of one file at most: with their lines they take about a gigabyte.
 MOST_ROWS = 4_000_000
+#: s: a kernel that takes longer is a mistake in its sizes.
+LONGEST = 1e6
 #: Rows that are priced at a time.
 BLOCK = 50_000
 
@@ -185,7 +187,9 @@ def _price(found: PricedRows, rows: Rows, start: int, library: str) -> None:
         few = taken(rows, chosen)
         _refuse_format(gpu, form, int(few.row[0]))
         asked = whose or AUTO if library == AUTO else library
-        priced = price_calls(kernel, gpu, form, few.columns, asked)
+        with np.errstate(over="ignore", invalid="ignore"):
+            priced = price_calls(kernel, gpu, form, few.columns, asked)
+        _refuse_endless(priced.seconds, few)
         seconds[chosen], origin[chosen], outside[chosen] = priced.seconds, priced.origin, priced.outside
     at = rows.row + start
     found.calls[rows.kernel] = found.calls.get(rows.kernel, 0) + len(rows)
@@ -202,6 +206,13 @@ def _refuse_format(gpu: Gpu, form: str, row: int) -> None:
         raise ClustersimError(
             f'line {row + 2}: {gpu.name} does not compute in "{form}"; it has {", ".join(formats_of(gpu))}'
         )
+
+
+def _refuse_endless(seconds: np.ndarray, rows: Rows) -> None:
+    endless = ~(seconds < LONGEST)
+    if endless.any():
+        row = int(rows.row[int(np.argmax(endless))])
+        raise ClustersimError(f"line {row + 2}: would take more than {LONGEST:g} s; no kernel is so large")
 
 
 def _refuse_unpriced(found: PricedRows, sheet: Sheet, header: str) -> None:

@@ -30,6 +30,7 @@ OPERATORS = {
     "gemm": "gemm",
     "attention_prefill": "attention",
     "attention_decode": "attention",
+    "attention_mixed": "attention",
     "mla_prefill": "mla",
     "mla_decode": "mla",
     "mla_prefill_module": "mla",
