@@ -207,7 +207,11 @@ def vllm(table: Table, file: str = "rtxpro6000_vllm_kernels") -> Profile:
 
 
 def rows_of_layers(
-    profile: Profile, kernel: str, chosen: np.ndarray, columns: Mapping[str, np.ndarray], **changed: np.ndarray
+    profile: Profile,
+    kernel: str,
+    chosen: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    **changed: np.ndarray,
 ) -> Rows:
     """Rows of one kernel.
 
@@ -252,4 +256,8 @@ def _qkv(w: Widths) -> np.ndarray:
 
 
 #: Measured table → how it is read.
-PROFILES = {"vidur_elementwise_ops": vidur, "frontier_h800_ops_405b": frontier, "rtxpro6000_vllm_kernels": vllm}
+PROFILES = {
+    "vidur_elementwise_ops": vidur,
+    "frontier_h800_ops_405b": frontier,
+    "rtxpro6000_vllm_kernels": vllm,
+}
