@@ -296,7 +296,7 @@ def price(
     A kernel is asked by its sizes: whole numbers, several between commas, or 1..64 for 1, 2, 4 and so on.
     --dtype is bf16, fp8, fp8_block or fp4; attention has --kv-dtype, prefills --prior for tokens whose keys
     and values are there already. The --tokens of expert layers are those of the whole group of --ep ranks;
-    they have --tp, --distribution (balanced, powerlaw_a1.2) or, instead, --counts: the tokens of each expert of
+    they have --tp, --distribution (balanced, powerlaw_a1.2) or, instead, --counts: tokens of each expert of
     the rank. A kernel without its sizes says which it wants.
 
     Of a file, all rows and columns are kept and `seconds,origin` added. It may have any column form of the
