@@ -102,6 +102,7 @@ PLACES = {
     "Server": "[topology.server]",
     "Gpu": "[topology.server.gpu]",
     "Model": "[model]",
+    "Mla": "[model.mla]",
     "Deployment": "[deployment]",
     "Experts": "[deployment.experts]",
     "Algorithms": "[deployment.algorithms]",
@@ -122,7 +123,8 @@ def scenario_page() -> str:
         "TOML. `clustersim run FILE --set KEY=VALUE` overrides any key by its dotted path, for instance\n"
         "`--set gating.skew=zipf`. Quantities are text with a unit. An unknown key is an error.\n\n"
         "`model`, `topology.server` and its `gpu` may be a name from the [catalogue](catalogue.md), or a\n"
-        'table with `from = "name"` and the keys that differ. `topology` may be a TOML file, or a table\n'
+        'table with `from = "name"` and the keys that differ. `model` may also be the path of a\n'
+        "`config.json` of Hugging Face. `topology` may be a TOML file, or a table\n"
         'with `from = "file.toml"`. `extends = "other.toml"` at top level lays a scenario over another one.\n'
         "Files that are referred to lie in the folder above the scenario's own, or below: copy the examples\n"
         "beside your own scenarios to extend them.\n",
@@ -238,6 +240,28 @@ def _server_row(server: Server) -> tuple[str, ...]:
     )
 
 
+def _model_attention(model: Model) -> str:
+    if model.mla:
+        return f"{model.heads}, latent {model.mla.kv_lora_rank} + {model.mla.qk_rope_head_dim}"
+    near = f", window {model.window} in {model.windowed_layers} layers" if model.window else ""
+    return f"{model.heads} of {model.head_dim}, {model.kv_heads} KV{near}"
+
+
+def _model_experts(model: Model) -> str:
+    if not model.experts:
+        return "none"
+    shared = f", {model.shared_experts} shared" if model.shared_experts else ""
+    dense = model.layers - model.moe_layers
+    return f"{model.experts}, top {model.top_k}{shared}" + (f"; {dense} dense layers" if dense else "")
+
+
+def _model_networks(model: Model) -> str:
+    widths = [str(model.ffn)] if model.experts else []
+    widths += [f"shared {model.shared_ffn}"] if model.shared_ffn else []
+    widths += [f"dense {model.dense_ffn}"] if model.dense_ffn else []
+    return f"{', '.join(widths)} {model.ffn_kind}"
+
+
 def _model_row(model: Model) -> tuple[str, ...]:
     total, active = total_parameters(model) / 1e9, active_parameters(model) / 1e9
     stated = f"; stated {model.stated_parameters / 1e9:g} billion" if model.stated_parameters else ""
@@ -245,9 +269,9 @@ def _model_row(model: Model) -> tuple[str, ...]:
         f"`{model.name}`",
         f"{model.layers}",
         f"{model.hidden}",
-        f"{model.heads} of {model.head_dim}, {model.kv_heads} KV",
-        f"{model.experts}, top {model.top_k}",
-        f"{model.ffn} {model.ffn_kind}",
+        _model_attention(model),
+        _model_experts(model),
+        _model_networks(model),
         f"{model.vocab}",
         f"{total:.3g} billion, {active:.3g} billion active{stated}",
         model.source,

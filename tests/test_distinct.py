@@ -13,10 +13,11 @@ from pytest import approx
 from scenarios import parallel, rail_tree, single_server, table, tiny, trace_of
 
 from clustersim.plan import distinct
+from clustersim.plan.builder import load_of
 from clustersim.plan.distinct import counted, expected
 from clustersim.plan.gating import CHOICES, GATINGS, expert_counts, popularity
 from clustersim.plan.layout import lay_out
-from clustersim.plan.lowering import gated, load_of, lower
+from clustersim.plan.lowering import gated, lower
 from clustersim.plan.stepgraph import Exchange, StepGraph
 from clustersim.seeds import stream
 from clustersim.spec.batch import Piece, batch_of

@@ -12,10 +12,11 @@ from pytest import approx
 from scenarios import fat_tree, gpu, parallel, rail_tree, single_server, tiny
 
 from clustersim.physics.compute import price
+from clustersim.plan.builder import load_of
 from clustersim.plan.gating import GATINGS, expert_counts
 from clustersim.plan.layout import lay_out
-from clustersim.plan.lowering import load_of, lower
-from clustersim.plan.memory import needs
+from clustersim.plan.lowering import gated, lower
+from clustersim.plan.memory import needs, weights_held
 from clustersim.plan.parameters import active_parameters, total_parameters
 from clustersim.plan.stepgraph import Exchange, Operator, StepGraph, check
 from clustersim.spec.batch import Batch, Piece, batch_of
@@ -23,12 +24,24 @@ from clustersim.spec.hardware import Gpu
 from clustersim.spec.model import Model
 from clustersim.spec.scenario import Scenario
 
+LATENT: dict[str, Any] = {
+    "kv_heads": 0,
+    "head_dim": 0,
+    "mla": {"kv_lora_rank": 32, "qk_nope_head_dim": 12, "qk_rope_head_dim": 6, "v_head_dim": 10},
+}
 MODELS: dict[str, dict[str, Any]] = {
     "mha": {},
     "gqa": {"kv_heads": 2, "ffn_kind": "gated"},
     "one key head": {"kv_heads": 1, "tied_embeddings": True, "vocab": 101},
     "top-1, fp8": {"top_k": 1, "format": "fp8", "kv_format": "fp8"},
     "eight experts, top-3": {"experts": 8, "top_k": 3, "ffn_kind": "gated"},
+    "fp4 experts": {"expert_format": "fp4", "format": "fp8_block", "ffn_kind": "gated"},
+    "latent": {**LATENT, "layers": 3, "shared_experts": 2, "shared_ffn": 24, "ffn_kind": "gated"},
+    "latent, compressed": {**LATENT, "mla": {**LATENT["mla"], "q_lora_rank": 48}, "kv_format": "fp8"},
+    "a dense layer first": {"layers": 5, "dense_layers": 1, "dense_ffn": 96, "shared_experts": 1},
+    "every other layer": {"layers": 3, "moe_layer_step": 2, "dense_ffn": 96, "qk_norm": True},
+    "windows": {"layers": 4, "window": 3, "full_every": 2, "attention_bias": True},
+    "dense": {"experts": 0, "top_k": 0, "ffn": 0, "dense_ffn": 96, "ffn_kind": "gated", "kv_heads": 2},
 }
 DEPLOYMENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one GPU": (single_server(1), parallel()),
@@ -65,25 +78,41 @@ class Case:
 
 
 def lowered(deployment: str, model: str, batch: str, skew: str = "zipf") -> Case:
+    scenario = placed(deployment, model, skew)
+    shards = scenario.deployment.data_parallel
+    pieces = [piece for shard in range(shards) for piece in BATCHES[batch](shard)]
+    phase = "decode" if batch == "decode" else "prefill"
+    summed = batch_of(phase, pieces, shards, scenario.model.window)
+    layout = lay_out(scenario)
+    counts, _ = gated(summed, scenario, layout, 0)
+    return Case(scenario, pieces, summed, lower(summed, counts, layout))
+
+
+def placed(deployment: str, model: str, skew: str = "zipf") -> Scenario:
     topology, cut = DEPLOYMENTS[deployment]
-    scenario = tiny(
+    if MODELS[model].get("experts") == 0:
+        cut = {**cut, "expert_parallel": 1, "expert_tensor_parallel": 1}
+    return tiny(
         topology,
         deployment=cut,
         model=MODELS[model],
         workload={"sequences": 8},
         gating={"skew": skew},
     )
-    shards = scenario.deployment.data_parallel
-    pieces = [piece for shard in range(shards) for piece in BATCHES[batch](shard)]
-    summed = batch_of("prefill", pieces, shards)
-    layout = lay_out(scenario)
-    counts = expert_counts(load_of(summed, layout).slices, scenario.model, scenario.gating, 0, 0)
-    return Case(scenario, pieces, summed, lower(summed, counts, layout))
 
 
 def fits(deployment: str, model: str) -> bool:
-    """A rank cannot hold an expert twice, nor four of them where there are more."""
-    return deployment != "two copies" or MODELS[model].get("experts", 4) == 4
+    """A rank cannot hold an expert twice, nor four of them where there are more, nor place none."""
+    experts = MODELS[model].get("experts", 4)
+    if not experts:
+        return "experts" not in DEPLOYMENTS[deployment][1]
+    return deployment != "two copies" or experts == 4
+
+
+def routed(m: Model) -> list[int]:
+    """Layers with experts."""
+    step = range(m.moe_layer_step - 1, m.layers, m.moe_layer_step)
+    return [layer for layer in step if layer >= m.dense_layers] if m.experts else []
 
 
 EVERYWHERE = pytest.mark.parametrize(
@@ -97,20 +126,42 @@ def test_the_flop_of_a_pass_are_those_of_the_closed_form(deployment: str, model:
     case = lowered(deployment, model, batch)
     m, tp = case.scenario.model, case.scenario.deployment.tensor_parallel
     tokens = sum(piece.new for piece in case.pieces)
-    # Every new token looks at what was there, at the new ones before it, and at itself.
-    pairs = sum(piece.past + i + 1 for piece in case.pieces for i in range(piece.new))
     outputs = sum(piece.makes for piece in case.pieces)
-    key_heads = max(m.kv_heads, tp)  # more ranks than key heads: each holds one all the same
     matrices = {"plain": 2, "gated": 3}[m.ffn_kind]
-    layer = (
-        2 * tokens * m.hidden * m.head_dim * (2 * m.heads + 2 * key_heads)
-        + 2 * 2 * pairs * m.heads * m.head_dim
-        + 2 * tokens * m.hidden * m.experts
-        + 2 * tokens * m.top_k * matrices * m.hidden * m.ffn
-    )
-    expected = m.layers * layer + 2 * outputs * m.hidden * m.vocab
+    expected = 2.0 * outputs * m.hidden * m.vocab
+    for layer in range(m.layers):
+        # Every new token looks at what was there, at the new ones before it, and at itself.
+        window = m.window if m.window and not (m.full_every and (layer + 1) % m.full_every == 0) else 1 << 30
+        seen = [min(piece.past + i + 1, window) for piece in case.pieces for i in range(piece.new)]
+        expected += attention_flop(case, tokens, sum(seen), tp)
+        if layer in routed(m):
+            shared = m.shared_experts * (m.shared_ffn or m.ffn)
+            expected += 2 * tokens * m.hidden * (m.experts + matrices * (m.top_k * m.ffn + shared))
+        else:
+            expected += 2 * tokens * m.hidden * matrices * m.dense_ffn
     assert sum(op.flop.sum() for op in case.graph.operators) == approx(expected, rel=1e-12)
     assert case.graph.flop == approx(expected, rel=1e-12)
+
+
+def attention_flop(case: Case, tokens: int, pairs: int, tp: int) -> float:
+    """Of one layer over all ranks."""
+    m, mla = case.scenario.model, case.scenario.model.mla
+    if mla is None:
+        key_heads = max(m.kv_heads, tp)  # more ranks than key heads: each holds one all the same
+        return (
+            2 * tokens * m.hidden * m.head_dim * (2 * m.heads + 2 * key_heads)
+            + 4 * pairs * m.heads * m.head_dim
+        )
+    nope, rope, wide, rank = mla.qk_nope_head_dim, mla.qk_rope_head_dim, mla.v_head_dim, mla.kv_lora_rank
+    # Every TP rank projects into latent vectors for itself.
+    flop = 2.0 * tokens * tp * m.hidden * (mla.q_lora_rank + rank + rope)
+    flop += 2.0 * tokens * m.heads * (nope + rope) * (mla.q_lora_rank or m.hidden)
+    flop += 2.0 * tokens * m.heads * wide * m.hidden
+    if case.batch.phase == "decode":
+        absorbed = 2.0 * tokens * m.heads * rank * (nope + wide)
+        return flop + absorbed + 2.0 * pairs * m.heads * (rank + rope + rank)
+    read = sum(piece.past + piece.new for piece in case.pieces)
+    return flop + 2.0 * read * m.heads * rank * (nope + wide) + 2.0 * pairs * m.heads * (nope + rope + wide)
 
 
 @EVERYWHERE
@@ -118,7 +169,7 @@ def test_each_token_goes_to_top_k_experts_in_every_layer(deployment: str, model:
     case = lowered(deployment, model, batch)
     m, tokens = case.scenario.model, sum(piece.new for piece in case.pieces)
     queued = {op.layer: op.queue for op in case.graph.operators if op.queue is not None}
-    assert sorted(queued) == list(range(m.layers))
+    assert sorted(queued) == routed(m)
     for queue in queued.values():
         assert queue is not None
         assert queue.tokens.sum() == tokens * m.top_k
@@ -136,7 +187,7 @@ def test_each_token_goes_to_top_k_experts_in_every_layer(deployment: str, model:
 def test_what_is_sent_is_what_is_gathered(deployment: str, model: str, batch: str) -> None:
     case = lowered(deployment, model, batch)
     m, d = case.scenario.model, case.scenario.deployment
-    row = m.hidden * {"bf16": 2, "fp8": 1}[m.format]
+    there = m.hidden * (1 if m.format == "fp8" else 2)
     tokens = sum(piece.new for piece in case.pieces)
     wanted = {
         "dispatch": tokens * m.top_k,
@@ -144,25 +195,25 @@ def test_what_is_sent_is_what_is_gathered(deployment: str, model: str, batch: st
         "expert_all_gather": tokens * m.top_k,
         "expert_reduce_scatter": tokens * m.top_k,
         "attention_all_reduce": tokens,
+        "ffn_all_reduce": tokens,
         "ffn_all_gather": tokens,
         "stage_transfer": tokens * d.tensor_parallel,
     }
     seen: dict[str, int] = {}
     for op in case.graph.operators:
         if op.exchange is not None:
-            # Expert outputs come back as bf16, whatever they went as.
-            width = 2 * m.hidden if op.name == "combine" else row
+            # Everything is bf16 but tokens on their way to experts that multiply fp8.
+            width = there if op.name in ("dispatch", "expert_all_gather") else 2 * m.hidden
             assert op.exchange.size.sum() == approx(wanted[op.name] * width), op.name
             seen[op.name] = seen.get(op.name, 0) + 1
-    several = {
-        "dispatch": True,
-        "combine": True,
-        "attention_all_reduce": d.tensor_parallel > 1,
-        "ffn_all_gather": d.tensor_parallel > 1,
-        "expert_all_gather": d.expert_tensor_parallel > 1,
-        "expert_reduce_scatter": d.expert_tensor_parallel > 1,
-    }
-    expected = {name: m.layers for name, there in several.items() if there}
+    with_experts = len(routed(m))
+    expected = {"dispatch": with_experts, "combine": with_experts}
+    if d.tensor_parallel > 1:
+        expected |= {"attention_all_reduce": m.layers, "ffn_all_gather": with_experts}
+        expected["ffn_all_reduce"] = m.layers - with_experts
+    if d.expert_tensor_parallel > 1:
+        expected |= {"expert_all_gather": with_experts, "expert_reduce_scatter": with_experts}
+    expected = {name: count for name, count in expected.items() if count}
     if d.pipeline_parallel > 1:
         expected["stage_transfer"] = d.pipeline_parallel - 1
     assert seen == expected
@@ -226,11 +277,12 @@ def test_no_price_is_below_the_roofline(deployment: str, model: str, batch: str)
     case = lowered(deployment, model, batch)
     sheet = {"sms": 132, "launch": 1e-6}
     card = Gpu.model_validate(gpu(**sheet))
-    fmt = case.scenario.model.format
     for op in case.graph.operators:
         if op.exchange is None:
+            assert op.call is not None
             seconds = price(op, card)
-            assert (seconds >= op.flop / card.flop_rate[fmt] + card.launch_latency).all()
+            rate = card.flop_rate["fp8" if op.call.format.startswith("fp8") else "bf16"]
+            assert (seconds >= op.flop / rate + card.launch_latency).all()
             assert (seconds >= op.bytes / card.memory_bandwidth + card.launch_latency).all()
             assert (seconds >= card.launch_latency).all()
 
@@ -253,21 +305,37 @@ def test_every_operator_follows_from_the_first_one(deployment: str, model: str) 
 def test_weights_of_all_ranks_are_the_parameters_and_what_is_held_more_than_once(
     deployment: str, model: str
 ) -> None:
-    topology, cut = DEPLOYMENTS[deployment]
-    scenario = tiny(topology, deployment=cut, model=MODELS[model], workload={"sequences": 8})
+    scenario = placed(deployment, model)
     m, d = scenario.model, scenario.deployment
     ranks = d.tensor_parallel * d.data_parallel  # of a stage
-    held = sum(need.weights for need in needs(scenario)) * ranks / {"bf16": 2, "fp8": 1}[m.format]
-    key_heads = 2 * m.hidden * m.head_dim * (max(m.kv_heads, d.tensor_parallel) - m.kv_heads)
+    held = sum(sum(weights_held(m, d, stage).values()) for stage in range(d.pipeline_parallel)) * ranks
+    key_heads, mla, experts = (
+        2 * m.hidden * m.head_dim * (max(m.kv_heads, d.tensor_parallel) - m.kv_heads),
+        m.mla,
+        0,
+    )
     attention = m.hidden * m.head_dim * 2 * (m.heads + m.kv_heads)
-    copies = lay_out(scenario).copies.shape[1]
-    expert = {"plain": 2, "gated": 3}[m.ffn_kind] * m.hidden * m.ffn
+    vectors = 2 * m.hidden + m.qk_norm * 2 * m.head_dim + m.attention_bias * 3 * m.heads * m.head_dim
+    if mla:
+        narrow, wide = mla.q_lora_rank + mla.kv_lora_rank + mla.qk_rope_head_dim, mla.v_head_dim
+        query = (mla.q_lora_rank or m.hidden) * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
+        up = mla.kv_lora_rank * (mla.qk_nope_head_dim + wide)
+        attention = m.heads * (query + up + wide * m.hidden)
+        vectors += mla.q_lora_rank + mla.kv_lora_rank + m.hidden * narrow  # whole on every rank
+        key_heads = 0
+    if m.experts:
+        experts = lay_out(scenario).copies.shape[1] - m.experts
+    matrices = {"plain": 2, "gated": 3}[m.ffn_kind] * m.hidden
+    with_experts = len(routed(m))
     again = (
         m.layers * d.data_parallel * key_heads  # more ranks than key heads
         + m.layers * (d.data_parallel - 1) * attention
-        + m.layers * (ranks - 1) * m.hidden * (m.experts + 2)  # gate and two norms
+        + m.layers * (ranks - 1) * vectors
+        + with_experts * (ranks - 1) * m.hidden * m.experts  # gate
+        + with_experts * (ranks - 1) * matrices * m.shared_experts * (m.shared_ffn or m.ffn)
+        + with_experts * experts * matrices * m.ffn
+        + (m.layers - with_experts) * (d.data_parallel - 1) * matrices * m.dense_ffn
         + (ranks - 1) * m.hidden  # the final norm
-        + m.layers * (copies - m.experts) * expert
         + (d.data_parallel - 1) * m.vocab * m.hidden * (1 if m.tied_embeddings else 2)
     )
     if m.tied_embeddings and d.pipeline_parallel > 1:

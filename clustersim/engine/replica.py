@@ -190,10 +190,9 @@ class Replica:
     def _prepare(self, one: Pass, number: int) -> Prepared:
         """Lowers and prices a pass, or takes an earlier pass's graph where both look alike."""
         scenario, layout = self.scenario, self.layout
-        batch = one.batch(len(self._held))
+        batch = one.batch(len(self._held), scenario.model.window)
         counts, distinct = gated(batch, scenario, layout, number)
-        shards = (batch.sequences, batch.tokens, batch.pairs, batch.context, batch.outputs)
-        enters = (*shards, counts, *([] if distinct is None else [distinct]))
+        enters = (*batch.arrays(), counts, *([] if distinct is None else [distinct]))
         key = batch.phase.encode() + b"".join(a.tobytes() for a in enters)
         prepared = self._prepared.get(key)
         if prepared is None:
@@ -251,8 +250,8 @@ class Replica:
             progress.first_token = self.env.now
 
     def _write_step(self, step: Step) -> None:
-        topology, fmt = self.layout.topology, self.scenario.model.format
-        bounds = lower_bounds(step.work, topology.gpu, fmt, topology.links.bandwidth)
+        topology = self.layout.topology
+        bounds = lower_bounds(step.work, topology.gpu, topology.links.bandwidth)
         self._recorder.rows(
             "steps",
             step=step.number,
@@ -263,7 +262,7 @@ class Replica:
             end=self.env.now,
             input_tokens=step.tokens_read,
             output_tokens=step.tokens_made,
-            flop=float(np.sum([w.flop.sum() for w in step.work])),
+            flop=sum(w.all_flop for w in step.work),
             bound_compute=bounds.compute,
             bound_memory=bounds.memory,
             bound_network=bounds.network,

@@ -27,7 +27,7 @@ from clustersim.plan.memory import kv_bytes_per_token, needs
 from clustersim.plan.topology import Links
 from clustersim.serving.arrivals import requests
 from clustersim.serving.kvcache import KvPool
-from clustersim.spec.formats import flop_rate_of
+from clustersim.spec.formats import flop_rate_of, multiplied_as
 from clustersim.spec.scenario import Scenario
 from clustersim.trace.record import Recorder, Trace
 
@@ -133,7 +133,7 @@ def _pool(scenario: Scenario, layout: Layout) -> KvPool:
     d, w = scenario.deployment, scenario.workload
     most = max(need.total - need.kv for need in needs(scenario))
     room = layout.topology.gpu.memory * d.memory_fraction - most
-    block = kv_bytes_per_token(scenario.model, d) * w.kv_block_tokens
+    block = kv_bytes_per_token(scenario.model, d, w) * w.kv_block_tokens
     return KvPool(d.data_parallel, floor(room / block), w.kv_block_tokens)
 
 
@@ -147,7 +147,7 @@ def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, ledger
         server=topology.server,
         stage=np.repeat(np.arange(stages), per_stage),
         shard=np.tile(np.arange(per_stage) // scenario.deployment.tensor_parallel, stages),
-        flop_rate=flop_rate_of(gpu, scenario.model.format),
+        flop_rate=max(flop_rate_of(gpu, multiplied_as(gpu, fmt)) for fmt in scenario.model.formats),
         memory_bandwidth=gpu.memory_bandwidth,
         memory=gpu.memory,
         flop=ledger.flop,
@@ -167,7 +167,7 @@ def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, ledger
 
 def _memory_rows(recorder: Recorder, scenario: Scenario, layout: Layout, pool: KvPool) -> None:
     """What each rank held at most; the KV cache is what its shard's pool really gave out."""
-    per_block = kv_bytes_per_token(scenario.model, scenario.deployment) * pool.block_tokens
+    per_block = kv_bytes_per_token(scenario.model, scenario.deployment, scenario.workload) * pool.block_tokens
     kv = np.repeat(pool.most * per_block, scenario.deployment.tensor_parallel)
     for stage, need in enumerate(needs(scenario)):
         for part, size in need.parts().items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +16,27 @@ from clustersim.spec.hardware import Gpu
 class Work:
     """What one pass asks of the machine.
 
-    flop, bytes  float64[S, N] useful FLOP and HBM bytes of every rank of every stage
+    flop         float64[S, N] useful FLOP of every rank of every stage, by the format they are done in
+    bytes        float64[S, N] HBM bytes
     carried      float64[2, K] bytes over every link: on the wire, and of them those that the exchanges are
                  about; float64[2, 1] zero where nothing is exchanged
     """
 
-    flop: np.ndarray
+    flop: Mapping[str, np.ndarray]
     bytes: np.ndarray
     carried: np.ndarray
+
+    @property
+    def all_flop(self) -> float:
+        """Of all ranks, in whatever format."""
+        return float(sum(amount.sum() for amount in self.flop.values()))
+
+    def arithmetic(self, gpu: Gpu) -> np.ndarray:
+        """float64[S, N] seconds that the FLOP take at the data sheet's rates."""
+        found = np.zeros(self.bytes.shape)
+        for fmt, amount in self.flop.items():
+            found += amount / flop_rate_of(gpu, fmt)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +54,16 @@ def work_of(graph: StepGraph, exchanges: Iterable[np.ndarray]) -> Work:
     exchanges  float64[2, K] bytes over each link, one array per exchange
     """
     carried = sum(exchanges, start=np.zeros((2, 1)))
-    flop = np.zeros(graph.ranks.shape)
+    flop: dict[str, np.ndarray] = {}
     moved = np.zeros(graph.ranks.shape)
     for op in graph.operators:
-        flop[op.stage] += op.flop
+        if op.call is not None:
+            flop.setdefault(op.call.format, np.zeros(graph.ranks.shape))[op.stage] += op.flop
         moved[op.stage] += op.bytes
     return Work(flop, moved, carried)
 
 
-def lower_bounds(passes: Sequence[Work], gpu: Gpu, fmt: str, bandwidth: np.ndarray) -> Bounds:
+def lower_bounds(passes: Sequence[Work], gpu: Gpu, bandwidth: np.ndarray) -> Bounds:
     """Bounds of a step made of these passes (its micro-batches).
 
     bandwidth  float64[K] bytes/s of every link
@@ -60,7 +74,7 @@ def lower_bounds(passes: Sequence[Work], gpu: Gpu, fmt: str, bandwidth: np.ndarr
     """
     payload = sum((w.carried[1] for w in passes), start=np.zeros(1))
     return Bounds(
-        compute=_serial([w.flop for w in passes]) / flop_rate_of(gpu, fmt),
+        compute=_serial([w.arithmetic(gpu) for w in passes]),
         memory=_serial([w.bytes for w in passes]) / gpu.memory_bandwidth,
         network=float((payload / bandwidth).max(initial=0.0)),
     )

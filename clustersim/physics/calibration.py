@@ -46,6 +46,7 @@ class Kernel:
     size        columns → float64[Q, D] log2 coordinates that grow with the batch
     table       kernel whose tables it is priced by, if not its own
     unmeasured  parameters where no table prices it; None: the data sheet and a launch do
+    rises       leading coordinates of the size along which no call may take less time; 0: all
     form        the number format whose tables price it whatever format is asked for; "": that one
     """
 
@@ -59,6 +60,7 @@ class Kernel:
     table: str = ""
     unmeasured: Any = None
     form: str = ""
+    rises: int = 0
 
 
 def coordinates(kernel: Kernel, columns: Columns) -> np.ndarray:

@@ -24,13 +24,17 @@ from clustersim.spec.kernel_tables import KernelTable, TableKey, fitted_paramete
 
 #: Where `library` is AUTO, the first that has a table.
 AUTO = "auto"
-LIBRARIES = ("trtllm", "vllm", "sglang", "deepgemm", "flashinfer", "fa3", "vidur", "frontier")
+LIBRARIES = (
+    *("trtllm", "vllm", "sglang", "deepgemm", "deepgemm_masked", "deepgemm_contiguous", "trtllm_wide"),
+    *("flashinfer", "fa3", "vidur", "frontier", "infersim"),
+)
 #: Format → formats whose tables stand in for it, nearest first.
 STAND_INS = {
     "bf16": ("fp8", "fp8_block"),
     "fp8": ("fp8_block", "bf16"),
     "fp8_block": ("fp8", "bf16"),
     "fp4": ("fp8", "fp8_block", "bf16"),
+    "w4a16": ("bf16", "fp8", "fp8_block"),
 }
 
 _MODULES: Sequence[ModuleType] = (gemm, attention, experts, mla, elementwise)

@@ -15,7 +15,7 @@ class Groups:
 
     stage  int32[S, N]         ranks of each pipeline stage
     tp     int32[S, DP, TP]    ranks that share a shard's attention heads
-    ep     int32[S, ETP, EP]   ranks among which tokens are dispatched
+    ep     int32[S, ETP, EP]   ranks among which tokens are dispatched; each alone without experts
     etp    int32[S, EP, ETP]   ranks that share one expert's columns and rows
     """
 
@@ -23,6 +23,22 @@ class Groups:
     tp: np.ndarray
     ep: np.ndarray
     etp: np.ndarray
+
+
+def layers_of(layers: int, stages: int, stage: int) -> range:
+    """The layers of a pipeline stage.
+
+    Where they do not divide, stages before the last take one more each, the last but one first: the last
+    has the LM head.
+
+    Source   vLLM: distributed/utils.py, get_pp_indices
+    """
+    each, over = divmod(layers, stages)
+    sizes = [each] * stages
+    for more in range(over):
+        sizes[stages - 2 - more] += 1
+    begin = sum(sizes[:stage])
+    return range(begin, begin + sizes[stage])
 
 
 def process_groups(deployment: Deployment) -> Groups:
@@ -33,7 +49,10 @@ def process_groups(deployment: Deployment) -> Groups:
     d = deployment
     ranks = d.pipeline_parallel * d.tensor_parallel * d.data_parallel
     stage = np.arange(ranks, dtype=np.int32).reshape(d.pipeline_parallel, -1)
-    etp = stage.reshape(d.pipeline_parallel, d.expert_parallel, d.expert_tensor_parallel)
+    if d.expert_parallel * d.expert_tensor_parallel == stage.shape[1]:
+        etp = stage.reshape(d.pipeline_parallel, d.expert_parallel, d.expert_tensor_parallel)
+    else:  # a model without experts, whose ranks have nobody to dispatch to
+        etp = stage.reshape(d.pipeline_parallel, 1, -1)
     return Groups(
         stage=stage,
         tp=stage.reshape(d.pipeline_parallel, d.data_parallel, d.tensor_parallel),

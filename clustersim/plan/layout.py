@@ -51,10 +51,6 @@ class Layout:
         """Expert places per EP rank."""
         return int(self.copies.shape[1]) // self.deployment.expert_parallel
 
-    @property
-    def layers_per_stage(self) -> int:
-        return self.model.layers // self.deployment.pipeline_parallel
-
     def tokens_per_copy(self, counts: np.ndarray, layer: int) -> np.ndarray:
         """Tokens of every source for every copy of a layer.
 
@@ -82,7 +78,9 @@ def lay_out(scenario: Scenario) -> Layout:
     check_algorithms(deployment.algorithms)
     groups = process_groups(deployment)
     _check_switches(deployment, groups, topology)
-    copies = copies_of(expected_load(scenario), deployment)
+    copies = np.zeros((scenario.model.layers, 0), dtype=np.int32)
+    if scenario.model.experts:
+        copies = copies_of(expected_load(scenario), deployment)
     return Layout(
         model=scenario.model,
         deployment=deployment,

@@ -8,16 +8,20 @@ from math import ceil
 import numpy as np
 
 from clustersim.errors import Mistake
+from clustersim.plan.groups import layers_of
 from clustersim.plan.parameters import (
-    EXPERT_MATRICES,
+    FFN_MATRICES,
     attention_parameters,
     expert_parameters,
+    ffn_parameters,
     kv_heads_held,
+    latent_projection,
+    small_parameters,
 )
 from clustersim.spec.checks import divisors
 from clustersim.spec.deployment import Deployment
 from clustersim.spec.hardware import Gpu
-from clustersim.spec.model import FORMAT_BYTES, Model
+from clustersim.spec.model import FORMAT_BYTES, PLAIN, Model
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import Workload
 from clustersim.units import show
@@ -54,25 +58,60 @@ def slots_of(deployment: Deployment, experts: int) -> int:
     return experts // deployment.expert_parallel
 
 
-def weight_bytes(model: Model, deployment: Deployment, stage: int) -> float:
-    """Weights of one rank of a stage; norms and gate are held whole by every rank."""
-    d, m = deployment, model
-    layers = m.layers // d.pipeline_parallel
-    held = kv_heads_held(m, d.tensor_parallel)
-    attention = attention_parameters(m) + 2 * m.hidden * (held - m.kv_heads) * m.head_dim
-    layer = attention / d.tensor_parallel + m.hidden * m.experts + 2 * m.hidden
-    layer += slots_of(d, m.experts) * expert_parameters(m) / d.expert_tensor_parallel
-    ends = m.vocab * m.hidden / d.tensor_parallel
+def weights_held(model: Model, deployment: Deployment, stage: int) -> dict[str, float]:
+    """Parameters that one rank of a stage holds, by their format.
+
+    Norms, gate, shared experts and the projections into latent vectors are held whole by every rank.
+    """
+    d, m, tp = deployment, model, deployment.tensor_parallel
+    layers = layers_of(m.layers, d.pipeline_parallel, stage)
+    routed = sum(m.has_experts(layer) for layer in layers)
+    whole = latent_projection(m, m.mla) if m.mla else 0
+    copied = 0 if m.mla else 2 * m.hidden * (kv_heads_held(m, tp) - m.kv_heads) * m.head_dim
+    attention = whole + (attention_parameters(m) - whole + copied) / tp
     first, last = stage == 0, stage == d.pipeline_parallel - 1
     tables = (first or last) if m.tied_embeddings else first + last
-    return (layers * layer + tables * ends + last * m.hidden) * FORMAT_BYTES[m.format]
+    plain = len(layers) * small_parameters(m) + routed * m.hidden * m.experts
+    experts = slots_of(d, m.experts) * expert_parameters(m) / d.expert_tensor_parallel
+    found = {PLAIN: plain + tables * m.vocab * m.hidden / tp + last * m.hidden}
+    for fmt, count in (
+        (m.format, len(layers) * attention),
+        (m.format, routed * ffn_parameters(m, m.shared_width)),
+        (m.format, (len(layers) - routed) * ffn_parameters(m, m.dense_ffn) / tp),
+        (m.expert_numbers, routed * experts),
+    ):
+        found[fmt] = found.get(fmt, 0.0) + count
+    return found
 
 
-def kv_bytes_per_token(model: Model, deployment: Deployment) -> float:
-    """Keys and values of one token on one rank: all layers of its stage, its share of the heads."""
-    heads = kv_heads_held(model, deployment.tensor_parallel) / deployment.tensor_parallel
-    layers = model.layers // deployment.pipeline_parallel
-    return layers * 2 * heads * model.head_dim * FORMAT_BYTES[model.kv_format]
+def weight_bytes(model: Model, deployment: Deployment, stage: int) -> float:
+    """Weights of one rank of a stage."""
+    held = weights_held(model, deployment, stage)
+    return sum(count * FORMAT_BYTES[fmt] for fmt, count in held.items())
+
+
+def kv_bytes(model: Model, deployment: Deployment, stage: int, tokens: int) -> float:
+    """What one rank of a stage caches of a sequence of so many tokens.
+
+    Keys and values of its share of the heads; of latent attention one vector for all heads, whole on
+    every TP rank. A layer with a window keeps that many tokens at most.
+    """
+    m, tp = model, deployment.tensor_parallel
+    layers = layers_of(m.layers, deployment.pipeline_parallel, stage)
+    if m.mla:
+        numbers = float(m.mla.kv_lora_rank + m.mla.qk_rope_head_dim)
+    else:
+        numbers = 2 * kv_heads_held(m, tp) / tp * m.head_dim
+    near = sum(m.windowed(layer) for layer in layers)
+    kept = near * min(tokens, m.window) + (len(layers) - near) * tokens
+    return kept * numbers * FORMAT_BYTES[m.kv_format]
+
+
+def kv_bytes_per_token(model: Model, deployment: Deployment, workload: Workload) -> float:
+    """The mean over the tokens of the longest sequence, on a rank of the stage that caches most."""
+    tokens = kv_tokens(workload)
+    stages = range(deployment.pipeline_parallel)
+    return max(kv_bytes(model, deployment, stage, tokens) for stage in stages) / tokens
 
 
 def kv_tokens(workload: Workload) -> int:
@@ -95,19 +134,34 @@ def need(model: Model, deployment: Deployment, workload: Workload, stage: int) -
                       values, and the experts' inner activations
     exchange_buffers  tokens sent and received by dispatch and combine
     """
-    d, m = deployment, model
-    size = FORMAT_BYTES[m.format]
+    d, m, tp = deployment, model, deployment.tensor_parallel
+    size = FORMAT_BYTES[PLAIN]
     tokens = pass_tokens(workload, d)
-    heads = (m.heads + 2 * kv_heads_held(m, d.tensor_parallel)) * m.head_dim / d.tensor_parallel
-    inner = (EXPERT_MATRICES[m.ffn_kind] - 1) * m.ffn / d.expert_tensor_parallel
-    choices = tokens / d.tensor_parallel * m.top_k
+    own = tokens / tp
     sequences = workload.sequences / d.data_parallel
+    per_choice = (FORMAT_BYTES[m.sent_as] + size) * m.hidden
     return Need(
         weights=weight_bytes(m, d, stage),
-        kv=ceil(sequences) * kv_tokens(workload) * kv_bytes_per_token(m, d),
-        activations=size * (tokens * (3 * m.hidden + heads) + choices * d.expert_tensor_parallel * inner),
-        exchange_buffers=size * 2 * choices * m.hidden * d.expert_tensor_parallel,
+        kv=ceil(sequences) * kv_bytes(m, d, stage, kv_tokens(workload)),
+        activations=size * (tokens * (3 * m.hidden + _head_numbers(m, tp)) + _inner_numbers(m, d, tokens)),
+        exchange_buffers=per_choice * own * m.top_k * d.expert_tensor_parallel,
     )
+
+
+def _head_numbers(m: Model, tp: int) -> float:
+    """Queries, keys and values of a token on one rank."""
+    if m.mla:
+        query = m.mla.qk_nope_head_dim + m.mla.qk_rope_head_dim
+        return m.heads * (2 * query + m.mla.v_head_dim) / tp
+    return (m.heads + 2 * kv_heads_held(m, tp)) * m.head_dim / tp
+
+
+def _inner_numbers(m: Model, d: Deployment, tokens: float) -> float:
+    """Inner activations of so many tokens of a shard on one rank, in the layer that has most."""
+    wide, own = FFN_MATRICES[m.ffn_kind] - 1, tokens / d.tensor_parallel
+    # Tokens of all that share an expert come to each of them, for its part of the columns.
+    routed = own * (m.top_k * m.ffn + m.shared_width)
+    return wide * max(routed, own * m.dense_ffn)
 
 
 def needs(scenario: Scenario) -> list[Need]:
@@ -142,10 +196,15 @@ def _way_out(scenario: Scenario, room: float) -> str:
     if not fitting:
         return "no other split of these GPUs fits: use more GPUs, fewer sequences or shorter prompts"
     nearest = min(fitting, key=lambda c: (float(np.abs(np.log(_degrees(c) / now)).sum()), tuple(_degrees(c))))
+    among_experts = (
+        f", expert_parallel {nearest.expert_parallel}, "
+        f"expert_tensor_parallel {nearest.expert_tensor_parallel}"
+        if scenario.model.experts
+        else ""
+    )
     return (
         f"tensor_parallel {nearest.tensor_parallel}, pipeline_parallel {nearest.pipeline_parallel}, "
-        f"data_parallel {nearest.data_parallel}, expert_parallel {nearest.expert_parallel}, "
-        f"expert_tensor_parallel {nearest.expert_tensor_parallel} fits"
+        f"data_parallel {nearest.data_parallel}{among_experts} fits"
         + ("" if d.experts.policy == "contiguous" else ", with each expert held once (contiguous)")
     )
 
@@ -160,29 +219,34 @@ def _largest(scenario: Scenario, deployment: Deployment) -> float:
 
 
 def _alternatives(scenario: Scenario) -> list[Deployment]:
-    """Every split of the same GPUs that cuts layers, heads, experts and sequences evenly."""
+    """Every split of the same GPUs that cuts heads, columns, experts and sequences evenly."""
     d, m, w = scenario.deployment, scenario.model, scenario.workload
     gpus = d.pipeline_parallel * d.tensor_parallel * d.data_parallel
     found = []
     for pp in divisors(gpus):
         for tp in divisors(gpus // pp):
             dp = gpus // pp // tp
-            if m.layers % pp or m.heads % tp or w.sequences % dp or (w.sequences // dp) % w.microbatches:
+            if m.layers < pp or m.heads % tp or m.dense_ffn % tp:
+                continue
+            if w.sequences % dp or (w.sequences // dp) % w.microbatches:
+                continue
+            if not m.experts:
+                found.append(_split(d, tp, pp, dp, 1, 1))
                 continue
             for ep in divisors(tp * dp):
                 if m.experts % ep == 0 and m.ffn % (tp * dp // ep) == 0:
-                    found.append(_split(d, tp, pp, dp, ep))
+                    found.append(_split(d, tp, pp, dp, ep, tp * dp // ep))
     return found
 
 
-def _split(d: Deployment, tp: int, pp: int, dp: int, ep: int) -> Deployment:
+def _split(d: Deployment, tp: int, pp: int, dp: int, ep: int, etp: int) -> Deployment:
     return d.model_copy(
         update={
             "tensor_parallel": tp,
             "pipeline_parallel": pp,
             "data_parallel": dp,
             "expert_parallel": ep,
-            "expert_tensor_parallel": tp * dp // ep,
+            "expert_tensor_parallel": etp,
             "experts": d.experts.model_copy(update={"policy": "contiguous", "per_gpu": 0, "slots": ()}),
         }
     )

@@ -152,7 +152,7 @@ def _model(one: Found) -> list[Cell]:
     return [
         f"{one['layers']}",
         f"{one['hidden']:,}",
-        f"{one['experts']:,}, top {one['top_k']}",
+        f"{one['experts']:,}, top {one['top_k']}" if one["experts"] else "none",
         _billions(counted["total"]),
         _billions(counted["active"]),
         said_or_dash(_billions, counted["stated"]),

@@ -48,6 +48,11 @@ def _model(found: Preview, console: Console) -> None:
     each = least if least == most else f"{least} to {most}"
     stated = model["stated_parameters"]
     said = "" if stated is None else f"; its source states {_amount(stated)}"
+    same = model["same_in_catalogue"]
+    if same is not None:
+        known = same["stated_parameters"]
+        said += f"; the same dimensions as {same['name']} of the catalogue"
+        said += "" if known is None else f", whose source states {_amount(known)}"
     put_paragraph(
         console,
         "  ",

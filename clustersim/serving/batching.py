@@ -25,9 +25,9 @@ class Pass:
     requests: tuple[int, ...]
     pieces: tuple[Piece, ...]
 
-    def batch(self, shards: int) -> Batch:
-        """The pass per shard."""
-        return batch_of(self.phase, self.pieces, shards)
+    def batch(self, shards: int, window: int = 0) -> Batch:
+        """The pass per shard; window as in spec.batch.batch_of."""
+        return batch_of(self.phase, self.pieces, shards, window)
 
 
 Placed = Sequence[tuple[Request, int]]

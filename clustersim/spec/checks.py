@@ -17,7 +17,7 @@ from clustersim.errors import nearest
 from clustersim.spec.deployment import Deployment, Experts
 from clustersim.spec.documents import KeyPath
 from clustersim.spec.fabrics import Mismatch, links_per_pair, uplinks
-from clustersim.spec.formats import missing_format, rate_key
+from clustersim.spec.formats import missing_format, multiplied_as, rate_key
 from clustersim.spec.hardware import (
     Dragonfly,
     FatTree,
@@ -30,7 +30,7 @@ from clustersim.spec.hardware import (
     VertexByVertex,
 )
 from clustersim.spec.kernel_tables import fitted_parameters
-from clustersim.spec.model import Model
+from clustersim.spec.model import PLAIN, Model
 from clustersim.spec.references import catalogue_entries, not_in_catalogue
 from clustersim.spec.workload import Fault, Network, Workload
 from clustersim.units import show
@@ -98,7 +98,7 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
     if parts.network:
         found += check_network(parts.network)
     if deployment:
-        found += check_ranks(deployment)
+        found += check_ranks(deployment, model)
         found += check_experts(deployment.experts, deployment)
         found += check_kernels(deployment.kernels)
     if topology and model:
@@ -107,7 +107,8 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
         found += check_gpu_count(deployment, topology)
     if model and deployment:
         found += check_cut(deployment, model)
-        found += EXPERT_CHECKS[deployment.experts.policy](deployment, model)
+        if model.experts:
+            found += EXPERT_CHECKS[deployment.experts.policy](deployment, model)
     if workload and deployment:
         found += check_batch(workload, deployment)
     return found
@@ -276,18 +277,69 @@ def _check_flapping(fault: Fault, place: KeyPath) -> Findings:
 
 
 def check_model(model: Model) -> Findings:
-    """A token cannot go to more experts than there are."""
-    if model.top_k > model.experts:
-        yield ("model", "top_k"), f"{model.top_k} is more than the {model.experts} experts of a layer"
-    if model.heads % model.kv_heads:
+    """Attention, experts and dense layers are each said once and whole."""
+    yield from _check_attention(model)
+    yield from _check_routing(model)
+    yield from _check_networks(model)
+    if model.full_every and not model.window:
+        yield ("model", "full_every"), "says which layers have no window, but there is none; give window"
+
+
+def _check_attention(model: Model) -> Findings:
+    for name in ("kv_heads", "head_dim"):
+        given = getattr(model, name)
+        if model.mla and given:
+            yield ("model", name), "latent attention (mla) has none; leave it out"
+        elif not model.mla and not given:
+            yield ("model", name), "missing key; only latent attention (mla) does without"
+    if model.kv_heads and model.heads % model.kv_heads:
         yield ("model", "kv_heads"), does_not_divide(model.kv_heads, model.heads, "heads")
+    if model.mla:
+        for name in ("qk_norm", "attention_bias", "window"):
+            if getattr(model, name):
+                yield ("model", name), "is not known for latent attention (mla); leave it out"
+
+
+def _check_routing(model: Model) -> Findings:
+    """A token cannot go to more experts than there are."""
+    wanted = ("top_k", "ffn")
+    if model.experts:
+        for name in wanted:
+            if not getattr(model, name):
+                yield ("model", name), f"missing key; the {model.experts} experts of a layer need it"
+        if model.top_k > model.experts:
+            yield ("model", "top_k"), f"{model.top_k} is more than the {model.experts} experts of a layer"
+        if not model.moe_layers:
+            yield ("model", "experts"), f"no layer has any: dense_layers is {model.dense_layers}"
+    else:
+        for name in (*wanted, "shared_experts", "dense_layers", "expert_format"):
+            if getattr(model, name):
+                yield ("model", name), "means nothing without experts; give experts or leave it out"
+    if model.groups_chosen > model.expert_groups:
+        yield ("model", "groups_chosen"), f"more than the {model.expert_groups} expert_groups"
+
+
+def _check_networks(model: Model) -> Findings:
+    dense = model.layers - model.moe_layers
+    if dense and not model.dense_ffn:
+        # Whoever forgot the experts has no dense layers in mind.
+        what = f"{dense} layers without experts need it" if model.experts else "without experts it is needed"
+        yield ("model", "dense_ffn"), f"missing key; {what}"
+    if model.dense_ffn and not dense:
+        yield ("model", "dense_ffn"), "every layer has experts; leave it out, or give dense_layers"
+    if model.shared_ffn and not model.shared_experts:
+        yield ("model", "shared_ffn"), "there are no shared_experts; leave it out"
 
 
 def check_format(model: Model, topology: TopologySpec) -> Findings:
-    """The GPU must have a rate for the model's number format."""
+    """The GPU must have a rate for the model's number formats."""
     gpu = gpu_of(topology)
-    if rate_key(model.format) not in gpu.flop_rate:
-        yield ("model", "format"), missing_format(gpu, model.format)
+    wanted = {"format": model.format, "expert_format": model.expert_format}
+    for name, fmt in wanted.items():
+        if fmt and rate_key(multiplied_as(gpu, fmt)) not in gpu.flop_rate:
+            yield ("model", name), missing_format(gpu, fmt)
+    if PLAIN not in gpu.flop_rate:
+        yield ("topology",), f"{missing_format(gpu, PLAIN)}; gates and LM heads need it"
 
 
 def check_kernels(kernels: str) -> Findings:
@@ -338,11 +390,18 @@ def check_network(network: Network) -> Findings:
 # --- the deployment ------------------------------------------------------------------------------
 
 
-def check_ranks(deployment: Deployment) -> Findings:
+def check_ranks(deployment: Deployment, model: Model | None) -> Findings:
     """The ranks of a stage are the same for attention and for experts."""
     tensor, data = deployment.tensor_parallel, deployment.data_parallel
     expert, inner = deployment.expert_parallel, deployment.expert_tensor_parallel
-    if tensor * data != expert * inner:
+    if model and not model.experts:
+        for name in ("expert_parallel", "expert_tensor_parallel"):
+            degree = getattr(deployment, name)
+            if degree != 1:
+                yield ("deployment", name), f"{degree}, but {model.name} has no experts; leave it out"
+        if deployment.experts != Experts():
+            yield ("deployment", "experts"), f"{model.name} has no experts; leave it out"
+    elif tensor * data != expert * inner:
         yield (
             ("deployment",),
             f"tensor_parallel {tensor} x data_parallel {data} = {tensor * data} ranks of a stage, "
@@ -364,21 +423,22 @@ def check_gpu_count(deployment: Deployment, topology: TopologySpec) -> Findings:
 
 
 def check_cut(deployment: Deployment, model: Model) -> Findings:
-    """Layers, heads and expert columns can be cut evenly."""
-    tensor = deployment.tensor_parallel
-    for name, divisor, number, what in (
-        ("pipeline_parallel", deployment.pipeline_parallel, model.layers, "layers"),
-        ("tensor_parallel", tensor, model.heads, "heads"),
-        (
-            "expert_tensor_parallel",
-            deployment.expert_tensor_parallel,
-            model.ffn,
-            "columns of an expert (ffn)",
-        ),
-    ):
+    """Heads and columns can be cut evenly, and every stage has a layer."""
+    tensor, stages = deployment.tensor_parallel, deployment.pipeline_parallel
+    if stages > model.layers:
+        problem = f"{stages} stages are more than the {model.layers} layers of {model.name}"
+        yield ("deployment", "pipeline_parallel"), problem
+    cuts = [("tensor_parallel", tensor, model.heads, "heads")]
+    if model.moe_layers < model.layers:
+        what = "columns of a dense layer (dense_ffn)"
+        cuts.append(("tensor_parallel", tensor, model.dense_ffn, what))
+    if model.experts:
+        inner = deployment.expert_tensor_parallel
+        cuts.append(("expert_tensor_parallel", inner, model.ffn, "columns of an expert (ffn)"))
+    for name, divisor, number, what in cuts:
         if number % divisor:
             yield ("deployment", name), does_not_divide(divisor, number, what)
-    if model.kv_heads % tensor and tensor % model.kv_heads:
+    if not model.mla and model.kv_heads and model.kv_heads % tensor and tensor % model.kv_heads:
         problem = f"{tensor} neither divides the {model.kv_heads} key/value heads nor is a multiple of them"
         yield ("deployment", "tensor_parallel"), problem
 

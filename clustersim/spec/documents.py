@@ -1,4 +1,4 @@
-"""TOML files as trees that remember where each value was written.
+"""TOML files (and JSON ones) as trees that remember where each value was written.
 
 Files extend and refer to one another, so a value of the resolved scenario may stand in any of
 several files, or on the command line. Every table and every other value carries its origin, and a
@@ -7,6 +7,7 @@ mistake found late can still name the file, the key path there and the line.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -104,7 +105,7 @@ def read_document(path: Path, shown: str) -> tuple[Document, dict[str, Any]]:
 
     Raises   DocumentError when it cannot be read, is too large, or is not TOML
     """
-    text = _read(path)
+    text = read_bytes(path)
     document = Document(shown, path.parent, text)
     try:
         return document, tomllib.loads(text.decode())
@@ -116,7 +117,27 @@ def read_document(path: Path, shown: str) -> tuple[Document, dict[str, Any]]:
         raise _syntax_error(str(error), text) from None
 
 
-def _read(path: Path) -> bytes:
+def read_json(path: Path, shown: str) -> tuple[Document, dict[str, Any]]:
+    """A JSON object's values. The document has no lines: they are looked up in TOML only.
+
+    Raises   DocumentError when it cannot be read, is too large, or is not a JSON object
+    """
+    text = read_bytes(path)
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise DocumentError("is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise DocumentError(f"is not valid JSON: {error.msg}", error.lineno) from None
+    except ValueError:  # not UTF-8, or a number of too many digits
+        raise DocumentError("is not valid JSON") from None
+    if not isinstance(values, dict):
+        raise DocumentError("is JSON but not an object")
+    return Document(shown, path.parent), values
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes. Raises DocumentError as above."""
     try:
         if not path.exists():
             raise DocumentError("there is no such file")

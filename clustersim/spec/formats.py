@@ -8,11 +8,21 @@ from clustersim.spec.hardware import Gpu
 #: Formats without a rate of their own → the one whose arithmetic they use: fp8 with a scale for every block
 #: of 128 numbers multiplies in fp8 and applies the scales beside it.
 SAME_RATE = {"fp8_block": "fp8"}
+#: The same of weights that are unpacked first, which every GPU can and none is said to have.
+UNPACKED = {"w4a16": "bf16"}
+
+
+def multiplied_as(gpu: Gpu, fmt: str) -> str:
+    """How a GPU multiplies weights held in a format: fp4 as w4a16 where it has no rate for fp4.
+
+    Source   vLLM and SGLang serve gpt-oss on Hopper so (Marlin and Triton kernels for MXFP4)
+    """
+    return "w4a16" if fmt == "fp4" and "fp4" not in gpu.flop_rate else fmt
 
 
 def rate_key(fmt: str) -> str:
     """The key of `Gpu.flop_rate` under which a format's rate stands."""
-    return SAME_RATE.get(fmt, fmt)
+    return (SAME_RATE | UNPACKED).get(fmt, fmt)
 
 
 def flop_rate_of(gpu: Gpu, fmt: str) -> float:

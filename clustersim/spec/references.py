@@ -1,4 +1,4 @@
-"""Names and files inside a scenario: `model = "mixtral_8x7b"`, `from = …`, `extends = …`.
+"""Names and files inside a scenario: `model = "mixtral_8x7b"`, `"config.json"`, `from = …`, `extends = …`.
 
 What a reference names is put in its place, with its own references resolved first. Catalogue
 entries count as written where they are named, because nobody can mend them in the catalogue; what
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from clustersim.errors import nearest
+from clustersim.spec import huggingface
 from clustersim.spec.documents import (
     Document,
     DocumentError,
@@ -29,6 +30,7 @@ from clustersim.spec.documents import (
     Table,
     overlay,
     read_document,
+    read_json,
     tree,
 )
 
@@ -43,17 +45,19 @@ class Kind:
     wanted      what its value may be, for messages
     catalogue   file of `clustersim/catalogue` with named entries, or "" where only files serve
     nested      tables inside it that may be given by reference, too
+    config      a Hugging Face config.json serves as well
     """
 
     wanted: str
     catalogue: str = ""
     nested: Mapping[str, Kind] = field(default_factory=dict)
+    config: bool = False
 
 
 _CATALOGUED = "a name from the catalogue or a table"
 GPU = Kind(_CATALOGUED, "gpus")
 SERVER = Kind(_CATALOGUED, "servers", {"gpu": GPU})
-MODEL = Kind(_CATALOGUED, "models")
+MODEL = Kind("a name from the catalogue, a Hugging Face config.json or a table", "models", config=True)
 TOPOLOGY = Kind(
     'a TOML file, such as "../topologies/mine.toml", or a table', "", {"server": SERVER, "gpu": GPU}
 )
@@ -61,6 +65,8 @@ SCENARIO = Kind("a table", nested={"model": MODEL, "topology": TOPOLOGY})
 
 #: Real paths of the files that led here, the scenario first.
 Chain: TypeAlias = tuple[Path, ...]
+
+Reader: TypeAlias = Callable[[Path, str], tuple[Document, dict[str, Any]]]
 
 
 @cache
@@ -170,6 +176,8 @@ class Resolver:
     def _named(self, reference: Node, kind: Kind, path: KeyPath, chain: Chain) -> Table:
         """What a name or file name stands for; an empty table if it stands for nothing."""
         name = reference.value if isinstance(reference, Leaf) else None
+        if kind.config and isinstance(name, str) and name.endswith(".json"):
+            return self._configured(reference, path, chain)
         if kind.catalogue and isinstance(name, str) and not name.endswith(".toml"):
             return self._catalogued(name, reference.origin, kind, path, chain)
         found = self._file(reference, path, chain)
@@ -189,13 +197,45 @@ class Resolver:
         )
         return replace(table, replaces=True)
 
+    def _configured(self, reference: Node, path: KeyPath, chain: Chain) -> Table:
+        """The model of a Hugging Face config; an empty table where it could not be read."""
+        nothing = Table({}, reference.origin, replaces=True)
+        found = self._opened(reference, path, chain, ".json", read_json)
+        if found is None:
+            return nothing
+        document, values, file = found
+        read, problems = huggingface.model_of(values)
+        here = Origin(document, ())
+        if problems:
+            self.findings += [Finding(here.under(*key.split(".")), text) for key, text in problems]
+            self.broken.add(path)
+            return nothing
+        # Many such files are called config.json: their folder says whose it is.
+        own = file.stem if file.stem != "config" else file.parent.name
+        said = {"name": own[:64], "source": f"{document.shown}, a Hugging Face config.json"}
+        children: dict[str, Node] = {key: Leaf(value, here) for key, value in said.items()}
+        for key, (value, config_key) in read.items():
+            origin = here.under(*config_key.split("."))
+            children[key] = tree(value, origin) if isinstance(value, dict) else Leaf(value, origin)
+        return Table(children, here, replaces=True)
+
     def _file(self, reference: Node, path: KeyPath, chain: Chain) -> tuple[Table, Chain] | None:
         """The tree of a referenced file and the chain that leads on from it, or None."""
+        found = self._opened(reference, path, chain, ".toml", read_document)
+        if found is None:
+            return None
+        document, values, file = found
+        return tree(values, Origin(document, ())), (*chain, file)
+
+    def _opened(
+        self, reference: Node, path: KeyPath, chain: Chain, ending: str, read: Reader
+    ) -> tuple[Document, dict[str, Any], Path] | None:
+        """What a referenced file says, and where it is; None, and a finding, where that is not to be had."""
         if not isinstance(reference, Leaf) or not isinstance(reference.value, str):
             self._note(reference.origin, 'must be the name of a TOML file, such as "other.toml"', path)
             return None
         name, namer = reference.value, reference.origin.document
-        problem = _refused_name(name)
+        problem = _refused_name(name, ending)
         file = Path() if problem else Path(os.path.realpath(namer.folder / name))
         problem = problem or _refused_file(name, file, chain)
         if problem:
@@ -203,11 +243,11 @@ class Resolver:
             return None
         shown = os.path.normpath(os.path.join(os.path.dirname(namer.shown), name))
         try:
-            document, values = read_document(file, shown)
+            document, values = read(file, shown)
         except DocumentError as error:
             self._note_unreadable(reference.origin, name, Document(shown, file.parent), error, path)
             return None
-        return tree(values, Origin(document, ())), (*chain, file)
+        return document, values, file
 
     def _note(self, origin: Origin, problem: str, path: KeyPath) -> None:
         self.findings.append(Finding(origin, problem))
@@ -224,8 +264,8 @@ class Resolver:
             self.broken.add(path)
 
 
-def _refused_name(name: str) -> str:
-    if "\0" in name or not name.endswith(".toml"):
+def _refused_name(name: str, ending: str) -> str:
+    if "\0" in name or not name.endswith(ending):
         return 'is not the name of a TOML file, such as "other.toml"'
     if os.path.isabs(name):
         return "must be relative to the file that names it"
@@ -246,7 +286,7 @@ def _refused_file(name: str, file: Path, chain: Chain) -> str:
 
 def _near_file(folder: Path, name: str) -> str:
     try:
-        names = sorted(file.name for file in folder.glob("*.toml"))
+        names = sorted(file.name for file in folder.glob(f"*{Path(name).suffix}"))
     except OSError:
         return ""
     return nearest(os.path.basename(name), [other for other in names if other != os.path.basename(name)])

@@ -157,7 +157,7 @@ def rising(kernel: Kernel, calls: Calls) -> np.ndarray:
     """
     size = np.round(kernel.size(calls.columns), 6)
     told = np.log(calls.measured)
-    lines = [_lines(kernel, calls, size, d) for d in range(size.shape[1])]
+    lines = [_lines(kernel, calls, size, d) for d in range(kernel.rises or size.shape[1])]
     for _ in range(_TURNS):
         before = told.copy()
         for along in lines:

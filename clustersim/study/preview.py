@@ -14,7 +14,7 @@ from clustersim.physics.exchanges import Routes
 from clustersim.physics.pricing import left_out, measured
 from clustersim.plan.layout import Layout
 from clustersim.plan.lowering import gated, lower
-from clustersim.plan.memory import needs, weight_bytes
+from clustersim.plan.memory import needs, weights_held
 from clustersim.plan.parameters import (
     active_parameters,
     attention_parameters,
@@ -26,7 +26,8 @@ from clustersim.plan.topology import summary as topology_summary
 from clustersim.serving.arrivals import requests
 from clustersim.serving.batching import Pass, microbatches
 from clustersim.serving.router import ROUTERS
-from clustersim.spec.model import FORMAT_BYTES
+from clustersim.spec.model import Model
+from clustersim.spec.reading import read_catalogue
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.schema import json_schema
 
@@ -65,28 +66,37 @@ def preview(scenario: Scenario, layout: Layout) -> dict[str, Any]:
 
 def _model(scenario: Scenario) -> dict[str, Any]:
     model, d = scenario.model, scenario.deployment
-    size = FORMAT_BYTES[model.format]
+    held = [weights_held(model, d, stage) for stage in range(d.pipeline_parallel)]
     return {
         "name": model.name,
         "total_parameters": total_parameters(model),
         "active_parameters": active_parameters(model),
-        "parameters_per_gpu": [weight_bytes(model, d, s) / size for s in range(d.pipeline_parallel)],
+        "parameters_per_gpu": [sum(by_format.values()) for by_format in held],
         "attention_parameters_per_layer": attention_parameters(model),
         "expert_parameters": expert_parameters(model),
         "stated_parameters": model.stated_parameters or None,
+        "same_in_catalogue": _same_in_catalogue(model),
     }
+
+
+def _same_in_catalogue(model: Model) -> dict[str, Any] | None:
+    """Name and stated size of the catalogue's model of the same dimensions, for a model from elsewhere."""
+    aside = {"name", "source", "stated_parameters", "format", "expert_format", "kv_format"}
+    for entry in read_catalogue("models").values():
+        assert isinstance(entry, Model)
+        if entry.name == model.name:
+            return None
+        if entry.model_dump(exclude=aside) == model.model_dump(exclude=aside):
+            return {"name": entry.name, "stated_parameters": entry.stated_parameters or None}
+    return None
 
 
 def _groups(scenario: Scenario, layout: Layout) -> list[dict[str, Any]]:
     """Kind, how many, size, and the first group's ranks."""
     groups = layout.groups
+    among_experts = (("EP", groups.ep), ("ETP", groups.etp)) if scenario.model.experts else ()
     found = []
-    for name, ranks in (
-        ("pipeline stage", groups.stage),
-        ("TP", groups.tp),
-        ("EP", groups.ep),
-        ("ETP", groups.etp),
-    ):
+    for name, ranks in (("pipeline stage", groups.stage), ("TP", groups.tp), *among_experts):
         flat = ranks.reshape(-1, ranks.shape[-1])
         servers = max(len(np.unique(layout.topology.server[row])) for row in flat)
         found.append(
@@ -117,7 +127,7 @@ def _first_steps(scenario: Scenario) -> dict[str, list[Pass]]:
 def _step(scenario: Scenario, layout: Layout, routes: Routes, passes: Sequence[Pass]) -> dict[str, Any]:
     graphs = [_graph(scenario, layout, one, number) for number, one in enumerate(passes)]
     works = [_work(graph, routes) for graph in graphs]
-    bounds = lower_bounds(works, layout.topology.gpu, scenario.model.format, layout.topology.links.bandwidth)
+    bounds = lower_bounds(works, layout.topology.gpu, layout.topology.links.bandwidth)
     first = graphs[0]
     return {
         "microbatches": len(passes),
@@ -133,7 +143,7 @@ def _step(scenario: Scenario, layout: Layout, routes: Routes, passes: Sequence[P
 
 
 def _graph(scenario: Scenario, layout: Layout, one: Pass, number: int) -> StepGraph:
-    batch = one.batch(scenario.deployment.data_parallel)
+    batch = one.batch(scenario.deployment.data_parallel, scenario.model.window)
     counts, distinct = gated(batch, scenario, layout, number)
     return lower(batch, counts, layout, distinct)
 
@@ -158,11 +168,25 @@ def _notes(scenario: Scenario, layout: Layout) -> list[str]:
     found, stated = total_parameters(model), model.stated_parameters
     notes = []
     if stated and abs(found / stated - 1) > _ROUNDING:
-        experts = model.layers * model.experts * expert_parameters(model)
+        experts = model.moe_layers * model.experts * expert_parameters(model)
+        share = (
+            f", {experts / 1e9:,.4g} billion of them in {model.moe_layers} x {model.experts} experts"
+            if experts
+            else ""
+        )
         notes.append(
             f"The source calls this model {stated / 1e9:,.3g}B, but its dimensions give "
-            f"{found / 1e9:,.4g} billion parameters, {experts / 1e9:,.4g} billion of them in "
-            f"{model.layers} x {model.experts} experts; the dimensions are what is simulated."
+            f"{found / 1e9:,.4g} billion parameters{share}; the dimensions are what is simulated."
+        )
+    if model.expert_groups > 1:
+        notes.append(
+            f"Routers of this model choose {model.groups_chosen} of {model.expert_groups} groups of experts "
+            "first. Here every expert is chosen by itself: tokens go to more GPUs than they would."
+        )
+    if model.mtp_layers:
+        notes.append(
+            f"The model predicts further tokens with {model.mtp_layers} more layers; they are neither run "
+            "nor counted among its parameters."
         )
     falls = any(f.kind in ("down_link", "flapping_link") and f.factor is None for f in scenario.faults)
     if falls and scenario.network.on_down == "reroute":

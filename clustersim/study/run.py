@@ -27,8 +27,9 @@ Tell = Callable[[int, int], None]
 #: Rows of spans and expert queues that a trace may hold; at some 70 bytes each, and twice that while
 #: they are joined at the end of a run, it stays below 3 GB.
 _MOST_ROWS = 20_000_000
-#: Operators of a layer on one rank, at most.
+#: Operators of a layer on one rank, at most; so many more with latent attention, and with shared experts.
 _OPERATORS = 22
+_MORE = 4
 
 #: Folders of examples that an installed package carries, and where it keeps them.
 _EXAMPLES = ("workloads", "topologies")
@@ -102,11 +103,13 @@ def too_long_to_record(scenario: Scenario) -> list[Mistake]:
     d, w = scenario.deployment, scenario.workload
     steps = w.decode_steps + (w.phase != "decode")
     passes = w.batches * w.microbatches * steps
-    slots = slots_of(d, scenario.model.experts)
-    per_rank = scenario.model.layers * (_OPERATORS + (3 * slots if d.experts.service == "by_expert" else 0))
+    model = scenario.model
+    slots = slots_of(d, model.experts)
+    each = _OPERATORS + _MORE * (bool(model.mla) + bool(model.shared_experts))
+    per_rank = model.layers * (each + (3 * slots if d.experts.service == "by_expert" else 0))
     ranks = d.tensor_parallel * d.data_parallel
-    queues = passes * scenario.model.layers * ranks * slots
-    flows = 2 * scenario.model.layers * d.expert_parallel if scenario.trace.level == "flows" else 0
+    queues = passes * model.moe_layers * ranks * slots
+    flows = 2 * model.moe_layers * d.expert_parallel if scenario.trace.level == "flows" else 0
     spans = passes * ranks * (per_rank + flows) if scenario.trace.level != "sums" else 0
     if spans + queues <= _MOST_ROWS:
         return []
