@@ -301,7 +301,7 @@ def price(
 
     Of a file, all rows and columns are kept and `seconds,origin` added. It may have any column form of the
     measured files, recognised by its columns, whatever it is called; measured columns need not be there, and
-    others do no harm. Mistakes name the line, and then nothing is written. At most 4,000,000 rows are priced.
+    others do no harm. Mistakes name the line, and then nothing is written. At most 2,000,000 rows are priced.
     """
     from clustersim.study.price import check_library, kernel_asked
 

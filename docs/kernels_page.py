@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clustersim.report.kernel_validation import CLASSES, sentences, verdict
+from clustersim.report.kernel_validation import CLASSES, said_by, sentences, verdict
 from clustersim.study.validate_kernels import drawing, kernel_predictions, validate_kernels
 
 Found = Mapping[str, Any]
@@ -108,7 +108,7 @@ def _keys(found: Found) -> Iterator[tuple[str, ...]]:
 
 def _transfer(found: Found) -> Iterator[tuple[str, ...]]:
     for one in found["transfer"]:
-        yield one["kernel"], one["format"], one["of"], one["by"], *_errors(one)
+        yield one["kernel"], one["format"], one["of"], said_by(one), *_errors(one)
 
 
 def _not_fitted(found: Found) -> Iterator[tuple[str, ...]]:

@@ -125,11 +125,16 @@ def _keys(found: Found, console: Console) -> None:
 
 def _transfer(found: Found, console: Console) -> None:
     rows: list[list[Cell]] = [
-        [one["kernel"], Text(one["format"]), Text(one["of"]), Text(one["by"]), *errors(one)]
+        [one["kernel"], Text(one["format"]), Text(one["of"]), Text(said_by(one)), *errors(one)]
         for one in found["transfer"]
     ]
     title = "Calls of one GPU by what was measured on another, for information"
     put_section(console, title, ("", "GPU", "priced by", *ERRORS), rows)
+
+
+def said_by(one: Found) -> str:
+    """The GPU whose tables priced another, and whether the catalogue calls it the other's relative."""
+    return f"{one['by']} (relative)" if one["relative"] else str(one["by"])
 
 
 def _not_fitted(found: Found, console: Console) -> None:

@@ -26,8 +26,8 @@ from clustersim.study.kernel_rows import Rows, groups, taken
 from clustersim.study.measured import Table
 from clustersim.trace.csv import Sheet, check_place, read_known, write_text
 
-#: Rows of one file at most: with their lines they take about a gigabyte.
-MOST_ROWS = 4_000_000
+#: Rows of one file at most; a million take about a gigabyte of memory.
+MOST_ROWS = 2_000_000
 #: s: a kernel that takes longer is a mistake in its sizes.
 LONGEST = 1e6
 #: Rows that are priced at a time.

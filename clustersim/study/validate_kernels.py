@@ -52,7 +52,13 @@ GOALS: dict[str, tuple[float, float] | None] = {
 }
 
 #: (file, operator, load) whose calls miss the goal → (median, p90) that must still be kept, why it is missed.
-MISSES: dict[tuple[str, str, str], tuple[float, float, str]] = {}
+MISSES: dict[tuple[str, str, str], tuple[float, float, str]] = {
+    ("frontier_a800_moe", "moe", "balanced"): (
+        0.10,
+        0.55,
+        "of two shapes one was timed with large batches only, which foretell the small ones of the other",
+    ),
+}
 
 #: Measured times up to which a size class goes, s, and its name.
 SIZES = ((10e-6, "up to 10 us"), (100e-6, "10 to 100 us"), (1e-3, "0.1 to 1 ms"), (np.inf, "over 1 ms"))
@@ -258,7 +264,8 @@ def _transfer() -> Iterator[dict[str, Any]]:
             found.setdefault(name, []).append(told / rows.measured - 1.0)
     for name in sorted(found):
         words = dict(zip(("operator", "kernel", "format", "of", "by"), name, strict=True))
-        yield {**words, **spread(np.concatenate(found[name]))}
+        relative = gpu_named(words["of"]).relative == words["by"]
+        yield {**words, "relative": relative, **spread(np.concatenate(found[name]))}
 
 
 def _measured_gpus(*kernels: str) -> list[str]:
