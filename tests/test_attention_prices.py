@@ -12,7 +12,6 @@ from clustersim.physics.attention import (
     KERNELS,
     KEYS,
     DecodeParameters,
-    MixedParameters,
     PrefillParameters,
     attention_least,
     decode_seconds,
@@ -148,13 +147,14 @@ def test_equal_sequences_are_walked_as_a_simulation_tile_by_tile_walks_them(new,
     # 32 heads and more than one wave of tiles: what the best order cannot fill is at most the longest tile.
     told, seen = walked(gpu, sequences, 32), simulated(gpu, sequences, 32)
     longest = (new * 128 + prior + KEYS / 2) * 128
-    assert told <= seen * (1 + 1e-9)
-    assert seen <= told + longest
+    assert told <= seen * (1 + 1e-6)
+    assert seen <= (told + longest) * (1 + 1e-6)
 
 
 @settings(max_examples=50, deadline=None)
-@given(lists(tuples(integers(200, 4000), integers(0, 4000)), min_size=2, max_size=12))
-def test_uneven_sequences_of_some_length_are_priced_by_their_sums_within_a_quarter(sequences):
+@given(lists(tuples(integers(500, 8000), integers(0, 8000)), min_size=4, max_size=12))
+def test_uneven_sequences_are_priced_by_their_sums_within_a_quarter(sequences):
+    # Enough tiles for many waves: what the last one leaves idle is not the point here.
     gpu = gpu_named("h100_sxm")
     told, seen = walked(gpu, sequences, 64), simulated(gpu, sequences, 64)
     assert told == pytest.approx(seen, rel=0.25)
@@ -208,7 +208,7 @@ def test_new_tokens_in_the_call_of_a_chunk_cost_more_than_the_chunk_and_more_the
 
     def both(n):
         ones = {"decode_sequences": np.array([float(n)]), "decode_context": np.array([float(n * length)])}
-        return mixed_seconds(gpu, "bf16", MixedParameters(), {**chunk, **ones})[0]
+        return mixed_seconds(gpu, "bf16", PrefillParameters(), {**chunk, **ones})[0]
 
     alone = prefill_seconds(gpu, "bf16", PrefillParameters(), chunk)[0]
     assert both(0) == pytest.approx(alone)
@@ -252,6 +252,20 @@ def test_a_wrong_row_is_refused_with_its_line():
     table["kv_len"][1] = 0
     with pytest.raises(ClustersimError, match="line 3: kv_len = 0"):
         READERS["attn_decode"](table, "rows.csv")
+
+
+def test_a_row_of_a_mixed_batch_with_nothing_in_it_is_refused_with_its_line():
+    rows = measured("rtxpro6000_vllm_kernels")
+    first = int(np.argmax(rows["kind"] == "attention_mixed_batch"))
+    table = {name: values[first : first + 3].copy() for name, values in rows.items()}
+    table["prefill_chunk"][2], table["n_decode"][2] = 0, 0
+    with pytest.raises(ClustersimError, match="line 4: prefill_chunk and n_decode are both 0"):
+        READERS["rtxpro6000_vllm_kernels"](table, "rows.csv")
+
+
+def test_a_format_that_the_gpu_lacks_is_refused():
+    with pytest.raises(ClustersimError, match='"fp8" has no flop_rate on'):
+        attention_least(gpu_named("a100_sxm"), "fp8", batch([(128, 0)]))
 
 
 def test_shapes_that_a_fit_has_not_seen_are_foretold_by_the_formula_alone():

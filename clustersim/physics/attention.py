@@ -64,16 +64,19 @@ HEADS = ("heads", "kv_heads", "head_dim", "kv_bytes")
 class PrefillParameters:
     """What a library's prefill attention reaches on one GPU.
 
-    launch    s of all its launches, before the first and after the last tile
-    quantise  s more to bring bf16 queries to the format of a narrow KV cache
-    traffic   share of the HBM bandwidth at which the numbers of new tokens pass, counted once, though a
-              kernel before the attention may rotate them and write them to the cache
-    reach     share of the data sheet's FLOP/s that the products alone reach
-    softmax   share of the exponentials' time that the products do not hide
-    rows      query rows of a tile, a multiple of 64: what tensor cores of a block of four warps take
-    tile      s of a tile beside its keys: prologue, epilogue, first bytes
-    waves     share of the last wave that is paid though it is not full; 1: all of it
-    longest   share of the way to the end of the longest tile, beyond a mean one, that nothing else fills
+    launch       s of all its launches, before the first and after the last tile
+    quantise     s more to bring bf16 queries to the format of a narrow KV cache
+    traffic      share of the HBM bandwidth at which the numbers of new tokens pass, counted once, though a
+                 kernel before the attention may rotate them and write them to the cache
+    reach        share of the data sheet's FLOP/s that the products alone reach
+    softmax      share of the exponentials' time that the products do not hide
+    rows         query rows of a tile, a multiple of 64: what tensor cores of a block of four warps take
+    tile         s of a tile beside its keys: prologue, epilogue, first bytes
+    narrow_tile  the same with a narrow KV cache, times
+    waves        share of the last wave that is paid though it is not full; 1: all of it
+    longest      share of the way to the end of the longest tile, beyond a mean one, that nothing else fills
+    again        with new tokens of other sequences in the same call: bandwidth ÷ that of HBM at which their
+                 query heads read KV that others of the group have read before them and the L2 has lost
     """
 
     launch: float = 11e-6
@@ -83,18 +86,9 @@ class PrefillParameters:
     softmax: float = 0.8
     rows: float = 128.0
     tile: float = 2e-6
+    narrow_tile: float = 2.0
     waves: float = 0.7
     longest: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class MixedParameters(PrefillParameters):
-    """What a library's attention over chunks and new tokens together reaches on one GPU.
-
-    again  bandwidth ÷ that of HBM at which query heads read KV that others of their group have read before
-           them and that the L2 has lost
-    """
-
     again: float = 2.0
 
 
@@ -160,7 +154,11 @@ def _kv_bytes(c: Columns) -> np.ndarray:
 
 
 def attention_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
-    """float64[Q] s of the data sheet's roofline: products, or queries, KV and outputs once over HBM."""
+    """float64[Q] s of the data sheet's roofline: products, or queries, KV and outputs once over HBM.
+
+    Raises   ClustersimError where the GPU has no such format
+    """
+    flop_rate_of(gpu, form)
     row = np.where(_narrow(gpu, c), 1.0, WIDE)
     moved = _kv_bytes(c) + 2.0 * row * c["tokens"] * c["heads"] * c["head_dim"]
     return np.asarray(np.maximum(_flop(c) / _flop_rate(gpu, form, c), moved / gpu.memory_bandwidth))
@@ -208,8 +206,9 @@ def _walk(gpu: Gpu, form: str, p: PrefillParameters, c: Columns, some: Tiles, at
     key = at_a_time * _pair_seconds(gpu, form, p, c) * gpu.sms
     full = tiles * c["heads"] / gpu.sms
     waves = full + p.waves * (np.ceil(full) - full)
+    tile = p.tile * np.where(_narrow(gpu, c), p.narrow_tile, 1.0)
     # Half of the keys that are taken last lie beyond the end.
-    return np.asarray(waves * ((mean + KEYS / 2) * key + p.tile) + p.longest * (longest - mean) * key)
+    return np.asarray(waves * ((mean + KEYS / 2) * key + tile) + p.longest * (longest - mean) * key)
 
 
 def _pair_seconds(gpu: Gpu, form: str, p: PrefillParameters, c: Columns) -> np.ndarray:
@@ -237,7 +236,7 @@ def prefill_size(c: Columns) -> np.ndarray:
 # ---- both in one call -----------------------------------------------------------------------------
 
 
-def mixed_seconds(gpu: Gpu, form: str, p: MixedParameters, c: Columns) -> np.ndarray:
+def mixed_seconds(gpu: Gpu, form: str, p: PrefillParameters, c: Columns) -> np.ndarray:
     """float64[Q] s of one call for chunks of prompts and for sequences with one new token.
 
     A kernel for prompts gives every query head of a new token a tile of its own, in which one row is used.
@@ -286,7 +285,7 @@ def decode_seconds(gpu: Gpu, form: str, p: DecodeParameters, c: Columns) -> np.n
     item = np.where(lone, p.lone_item, p.item) * np.where(narrow, p.narrow_item, 1.0)
     latency = np.maximum(items * used / gpu.sms, 1.0) * (item + length / used * token)
     # Whether parts are made is taken from the length alone: a larger batch makes fewer, but is not cheaper.
-    gather = p.gather * np.where(narrow, p.narrow_gather, 1.0) * np.minimum(parts - 1.0, 1.0)
+    gather = p.gather * np.where(narrow, p.narrow_gather, 1.0) * (1.0 - 1.0 / parts)
     gather = gather + p.merge * np.minimum(parts, gpu.sms) * (parts > 1.0)
     regroup = p.regroup * (~lone & (c["kv_heads"] > 1) & (c["sequences"] > 1))
     launch = np.where(lone, p.lone_launch, p.launch)
@@ -366,12 +365,12 @@ KERNELS = (
     Kernel(
         "attention_mixed",
         (*BATCH, "decode_sequences", "decode_context", *HEADS),
-        MixedParameters,
+        PrefillParameters,
         mixed_seconds,
         mixed_least,
         attention_shape,
         mixed_size,
-        unmeasured=MixedParameters(),
+        unmeasured=PrefillParameters(),
         form="bf16",
     ),
 )

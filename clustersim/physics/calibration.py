@@ -25,7 +25,7 @@ MEASURED, INTERPOLATED, EXTRAPOLATED, FORMULA = range(4)
 
 #: Octaves: nearer to a node is on it; further beyond the grid is outside it; further than REACH from
 #: any measured point is no longer between measured points. Conventions of ours.
-_ON = 1e-6
+NEAR = 1e-6
 _BEYOND = 0.02
 REACH = 2.0
 
@@ -46,6 +46,8 @@ class Kernel:
     size        columns → float64[Q, D] log2 coordinates that grow with the batch
     table       kernel whose tables it is priced by, if not its own
     unmeasured  parameters where no table prices it; None: the data sheet and a launch do
+    batch       columns that a larger batch of the same shape multiplies, and with them the size's first
+                coordinate
     rises       leading coordinates of the size along which no call may take less time; 0: all
     form        the number format whose tables price it whatever format is asked for; "": that one
     """
@@ -60,6 +62,7 @@ class Kernel:
     table: str = ""
     unmeasured: Any = None
     form: str = ""
+    batch: tuple[str, ...] = ("sequences", "tokens", "pairs", "context")
     rises: int = 0
 
 
@@ -85,7 +88,7 @@ def lay(table: KernelTable, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
         cell = np.clip(np.searchsorted(axis, inside, side="right") - 1, 0, max(len(axis) - 2, 0))
         width = axis[cell + 1] - axis[cell] if len(axis) > 1 else 1.0
         share = (inside - axis[cell]) / width
-        exact &= np.minimum(share, 1.0 - share) * width <= _ON if len(axis) > 1 else True
+        exact &= np.minimum(share, 1.0 - share) * width <= NEAR if len(axis) > 1 else True
         first += cell * stride
         weights.append((1.0 - share, share))
     ratio, far = np.zeros(len(at)), np.zeros(len(at))
@@ -99,5 +102,5 @@ def lay(table: KernelTable, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
         far += weight * flat_far[place]
     off = np.maximum(beyond, far)
     outside = (beyond > _BEYOND) | (far > REACH)
-    on = exact & (far <= _ON) & ~outside
+    on = exact & (far <= NEAR) & ~outside
     return ratio, np.select([on, ~outside], [MEASURED, INTERPOLATED], EXTRAPOLATED).astype(np.int8), off

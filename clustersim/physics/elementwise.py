@@ -93,6 +93,7 @@ def _kernel(name: str) -> Kernel:
         move_shape,
         move_size,
         unmeasured=MoveParameters(),
+        batch=("tokens", "bytes"),
         form="bf16",
     )
 

@@ -237,7 +237,18 @@ _COLUMNS = ("counts", "hidden", "inter", "gated", "top_k")
 
 def _kernel(name: str, seconds: _Seconds, least: _Least, table: str = "") -> Kernel:
     # Skew may save time, too: the same rows on fewer experts read fewer weights.
-    return Kernel(name, _COLUMNS, ExpertParameters, seconds, least, layer_shape, layer_size, table, rises=1)
+    return Kernel(
+        name,
+        _COLUMNS,
+        ExpertParameters,
+        seconds,
+        least,
+        layer_shape,
+        layer_size,
+        table,
+        rises=1,
+        batch=("counts", "tokens", "even_rows"),
+    )
 
 
 KERNELS = (

@@ -122,4 +122,8 @@ def gemm_size(c: Columns) -> np.ndarray:
     return m[:, None]
 
 
-KERNELS = (Kernel("gemm", ("m", "n", "k"), GemmParameters, gemm_seconds, gemm_least, gemm_shape, gemm_size),)
+KERNELS = (
+    Kernel(
+        "gemm", ("m", "n", "k"), GemmParameters, gemm_seconds, gemm_least, gemm_shape, gemm_size, batch=("m",)
+    ),
+)

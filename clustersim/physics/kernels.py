@@ -13,6 +13,7 @@ from clustersim.physics import attention, elementwise, experts, gemm, mla
 from clustersim.physics.calibration import (
     EXTRAPOLATED,
     FORMULA,
+    NEAR,
     Columns,
     Kernel,
     coordinates,
@@ -79,9 +80,57 @@ def priced_by(key: TableKey | None, kernel: Kernel, gpu: Gpu, form: str, columns
         if has_guess(kernel, gpu):
             seconds = np.maximum(kernel.seconds(gpu, form, kernel.unmeasured, columns), least)
         return Priced(seconds, formula, np.zeros(len(least)), None)
-    computed = computed_by(key, kernel, gpu, form, columns)
-    ratio, origin, outside = _laid(kernel, gpu, form, kernel_table(key), columns)
-    return Priced(np.maximum(computed * np.exp(ratio), least), origin, outside, key)
+    table = kernel_table(key)
+    at = coordinates(kernel, columns)
+    ratio, origin, outside = lay(table, at)
+    if table.key.format != form:
+        # Another format's curve says nothing about this one; its parameters may.
+        ratio, origin, outside = np.zeros_like(ratio), np.full_like(origin, FORMULA), np.zeros_like(outside)
+    elif table.key.gpu != gpu.name or not _as_catalogued(gpu):
+        origin = np.maximum(origin, EXTRAPOLATED)
+    seconds = kernel.seconds(gpu, form, kernel.parameters(**table.parameters), columns) * np.exp(ratio)
+    if table.key.format == form:
+        _between_neighbours(seconds, kernel, gpu, form, table, columns, at)
+    return Priced(np.maximum(seconds, least), origin, outside, key)
+
+
+def _between_neighbours(
+    seconds: np.ndarray,
+    kernel: Kernel,
+    gpu: Gpu,
+    form: str,
+    table: KernelTable,
+    columns: Columns,
+    at: np.ndarray,
+) -> None:
+    """Keeps every price between those of the next smaller and the next larger measured batch, in place.
+
+    A formula climbs in steps, the ratio laid over it slopes: where it slopes down before the step comes,
+    a larger batch would cost less than the measured one below it.
+    """
+    d = at.shape[1] - kernel.size(columns).shape[1]
+    axis, place = table.axes[d], at[:, d]
+    inner = np.flatnonzero((place > axis[0] + NEAR) & (place < axis[-1] - NEAR))
+    cell = np.searchsorted(axis, place[inner], side="right") - 1
+    off_node = (place[inner] - axis[cell] > NEAR) & (axis[cell + 1] - place[inner] > NEAR)
+    inner, cell = inner[off_node], cell[off_node]
+    if not len(inner):
+        return
+    bounds = []
+    for node in (axis[cell], axis[cell + 1]):
+        factor = np.exp2(node - place[inner])
+        resized = {
+            name: values[inner] * (factor if values.ndim == 1 else factor[:, None])
+            if name in kernel.batch
+            else values[inner]
+            for name, values in columns.items()
+        }
+        there = at[inner].copy()
+        there[:, d] = node
+        parameters = kernel.parameters(**table.parameters)
+        bounds.append(kernel.seconds(gpu, form, parameters, resized) * np.exp(lay(table, there)[0]))
+    low, high = bounds
+    seconds[inner] = np.clip(seconds[inner], low, np.maximum(low, high))
 
 
 def computed_by(key: TableKey, kernel: Kernel, gpu: Gpu, form: str, columns: Columns) -> np.ndarray:
@@ -105,18 +154,6 @@ def has_guess(kernel: Kernel, gpu: Gpu) -> bool:
     All others keep to their data sheet throughout."""
     known = {key.gpu for key in fitted_parameters()}
     return kernel.unmeasured is not None and bool(known & {gpu.name, gpu.relative})
-
-
-def _laid(
-    kernel: Kernel, gpu: Gpu, form: str, table: KernelTable, columns: Columns
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    ratio, origin, outside = lay(table, coordinates(kernel, columns))
-    if table.key.format != form:
-        # Another format's curve says nothing about this one; its parameters may.
-        return np.zeros_like(ratio), np.full_like(origin, FORMULA), np.zeros_like(outside)
-    if table.key.gpu != gpu.name or not _as_catalogued(gpu):
-        origin = np.maximum(origin, EXTRAPOLATED)
-    return ratio, origin, outside
 
 
 @cache

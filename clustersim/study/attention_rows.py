@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from clustersim.errors import ClustersimError
 from clustersim.spec.kernel_tables import TableKey
 from clustersim.spec.model import FORMAT_BYTES
 from clustersim.study.kernel_rows import (
@@ -91,13 +92,20 @@ def mixed(table: Table, file: str = "rtxpro6000_vllm_kernels") -> list[Rows]:
         row=here,
         left_out=doubts(table, here),
     )
-    both, chunk, alone = (new > 0) & (others > 0), others == 0, new == 0
-    ones = _chunks(others, np.ones(len(here)), length - 1.0)
-    return [
-        taken(rows, both),
-        taken(replace(rows, kernel="attention_prefill"), chunk),
-        taken(replace(rows, kernel="attention_decode", columns={**columns, **ones}), alone),
+    idle = (new == 0) & (others == 0)
+    if idle.any():
+        raise ClustersimError(f"line {here[np.argmax(idle)] + 2}: prefill_chunk and n_decode are both 0")
+    ones = {**columns, **_chunks(others, np.ones(len(here)), np.maximum(length, 1.0) - 1.0)}
+    parts = [
+        taken(rows, (new > 0) & (others > 0)),
+        taken(replace(rows, kernel="attention_prefill", columns=_without(columns, decode)), others == 0),
+        taken(replace(rows, kernel="attention_decode", columns=_without(ones, decode)), new == 0),
     ]
+    return [part for part in parts if len(part)]
+
+
+def _without(columns: Mapping[str, np.ndarray], others: Iterable[str]) -> dict[str, np.ndarray]:
+    return {name: values for name, values in columns.items() if name not in set(others)}
 
 
 def _chunks(batch: np.ndarray, new: np.ndarray, prior: np.ndarray) -> dict[str, np.ndarray]:
@@ -149,6 +157,7 @@ PREFILL_START = {
     "reach": Parameter(0.85, 0.3, 1.0, prior=0.3),
     "softmax": Parameter(0.8, 0.05, 3.0, prior=0.5),
     "tile": Parameter(2e-6, 0.01e-6, 10e-6),
+    "narrow_tile": Parameter(2.0, 0.5, 5.0, prior=0.5),
     "waves": Parameter(0.7, 0.05, 1.0),
     "longest": Parameter(0.9, 0.05, 2.0),
 }
