@@ -134,7 +134,7 @@ def main() -> int:
     """Finds the errors and writes them; exit status 1 where a goal is missed without a stated reason."""
     found = validate_kernels()
     DATA.write_text(json.dumps(_rounded(found), indent=1) + "\n", encoding="utf-8")
-    DRAWING.write_text(drawing(kernel_predictions()), encoding="utf-8")
+    DRAWING.write_text(drawing(kernel_predictions(True)), encoding="utf-8")
     return 0 if found["kept"] else 1
 
 

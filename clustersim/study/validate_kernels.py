@@ -91,7 +91,7 @@ def validate_kernels(leave_out: bool = True) -> dict[str, Any]:
 
 
 @cache
-def kernel_predictions(leave_out: bool = True) -> Told:
+def kernel_predictions(leave_out: bool) -> Told:
     """Every measured call that is not left out for a reason, as columns.
 
     Returns  file, row, kernel, operator, gpu, format, library, load, size: str or int64[N]; measured,
