@@ -20,7 +20,7 @@ from clustersim.physics.calibration import (
     lay,
 )
 from clustersim.physics.gemm import KERNELS as PRODUCTS
-from clustersim.physics.kernels import KERNELS, LIBRARIES, basis_of, price_calls
+from clustersim.physics.kernels import KERNELS, LIBRARIES, ONLY_NAMED, basis_of, price_calls
 from clustersim.plan import stepgraph
 from clustersim.spec.gpus import gpu_named
 from clustersim.spec.hardware import Gpu
@@ -171,8 +171,8 @@ def test_every_table_belongs_to_a_kernel_a_gpu_a_format_and_a_known_library() ->
     assert fitted_parameters()
     for key in fitted_parameters():
         table = kernel_table(key)
-        assert gpu_named(key.gpu).name == key.gpu and key.library in LIBRARIES, key
-        assert set(table.parameters) == set(KERNELS[key.kernel].parameters.__dataclass_fields__), key
+        assert gpu_named(key.gpu).name == key.gpu and key.library in (*LIBRARIES, *ONLY_NAMED), key
+        assert set(table.parameters) <= set(KERNELS[key.kernel].parameters.__dataclass_fields__), key
         assert np.isfinite(table.ratio).all() and (table.far >= 0).all()
         assert table.ratio.shape == tuple(len(axis) for axis in table.axes)
 
@@ -204,7 +204,7 @@ SAWTOOTH = 0.12
     [
         *[("h100_sxm", form) for form in ("bf16", "fp8", "fp8_block")],
         *[("b200_sxm", form) for form in ("bf16", "fp8", "fp8_block", "fp4")],
-        *[("a100_sxm", "bf16"), ("h200_sxm", "bf16"), ("mi300x", "fp8"), ("h800_sxm", "fp8_block")],
+        *[("a100_sxm", "bf16"), ("h200_sxm", "bf16"), ("mi300x", "fp8")],
     ],
 )
 def test_more_tokens_never_cost_less_than_a_sawtooth_allows(gpu: str, form: str) -> None:

@@ -147,6 +147,25 @@ def test_stages_take_all_layers_and_differ_by_one_at_most(layers: int, stages: i
     assert len(cut[-1]) == min(map(len, cut)), "the last one has the LM head besides"
 
 
+@given(st.integers(1, 60), st.integers(0, 60), st.integers(1, 5), st.integers(0, 5))
+def test_layers_of_a_kind_are_counted_as_they_are_told_apart(
+    layers: int, dense: int, step: int, every: int
+) -> None:
+    shape = {
+        "layers": layers,
+        "dense_layers": dense,
+        "moe_layer_step": step,
+        "window": 8,
+        "full_every": every,
+    }
+    model = entry("mixtral_8x7b").model_copy(update=shape)
+    assert model.moe_layers == sum(map(model.has_experts, range(layers)))
+    assert model.windowed_layers == sum(map(model.windowed, range(layers)))
+    plain = model.model_copy(update={"window": 0, "experts": 0})
+    assert not any(plain.has_experts(layer) or plain.windowed(layer) for layer in range(layers))
+    assert plain.moe_layers == plain.windowed_layers == 0
+
+
 def test_61_layers_are_cut_into_four_stages() -> None:
     # As vLLM cuts them: the one that is left over goes to the last stage but one.
     assert [len(layers_of(61, 4, stage)) for stage in range(4)] == [15, 15, 16, 15]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
+from typing import TypeAlias
 
 import numpy as np
 
@@ -27,8 +28,10 @@ from clustersim.spec.kernel_tables import KernelTable, TableKey, fitted_paramete
 AUTO = "auto"
 LIBRARIES = (
     *("trtllm", "vllm", "sglang", "deepgemm", "deepgemm_masked", "deepgemm_contiguous", "trtllm_wide"),
-    *("flashinfer", "fa3", "vidur", "frontier", "infersim"),
+    *("flashinfer", "fa3", "vidur", "frontier"),
 )
+#: Libraries whose tables hold only for who names them: infersim's timer counts about 20 us of launching.
+ONLY_NAMED = ("infersim",)
 #: Format → formats whose tables stand in for it, nearest first.
 STAND_INS = {
     "bf16": ("fp8", "fp8_block"),
@@ -37,6 +40,9 @@ STAND_INS = {
     "fp4": ("fp8", "fp8_block", "bf16"),
     "w4a16": ("bf16", "fp8", "fp8_block"),
 }
+
+#: Calls priced at a time: their columns stay in a core's cache.
+_BLOCK = 8192
 
 _MODULES: Sequence[ModuleType] = (gemm, attention, experts, mla, elementwise)
 #: Name → kernel.
@@ -74,34 +80,59 @@ def price_calls(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, library: 
 
 def priced_by(key: TableKey | None, kernel: Kernel, gpu: Gpu, form: str, columns: Columns) -> Priced:
     """The prices that one table gives, of whichever GPU, format and library it is; None: the data sheet's."""
+    parts = []
+    for start in range(0, max(len(next(iter(columns.values()))), 1), _BLOCK):
+        block = {name: values[start : start + _BLOCK] for name, values in columns.items()}
+        if key is None:
+            parts.append(_by_guess(kernel, gpu, form, block))
+        else:
+            parts.append(_by_table(kernel, gpu, form, block, key))
+    seconds, origin, outside = (np.concatenate(found) for found in zip(*parts, strict=True))
+    return Priced(seconds, origin, outside, key)
+
+
+#: Seconds, origin and octaves outside of some calls.
+_Found: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _by_guess(kernel: Kernel, gpu: Gpu, form: str, columns: Columns) -> _Found:
+    """Calls for which there is no table."""
     least = kernel.least(gpu, form, columns)
-    if key is None:
-        formula, seconds = np.full(len(least), FORMULA, dtype=np.int8), least + gpu.launch_latency
-        if has_guess(kernel, gpu):
-            seconds = np.maximum(kernel.seconds(gpu, form, kernel.unmeasured, columns), least)
-        return Priced(seconds, formula, np.zeros(len(least)), None)
-    table = kernel_table(key)
+    seconds = least + gpu.launch_latency
+    if has_guess(kernel, gpu):
+        seconds = np.maximum(kernel.seconds(gpu, form, kernel.unmeasured, columns), least)
+    return seconds, np.full(len(least), FORMULA, dtype=np.int8), np.zeros(len(least))
+
+
+def _by_table(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, key: TableKey) -> _Found:
+    """Calls by a table's formula, and by its curve where that speaks of their format and architecture."""
+    table, least = kernel_table(key), kernel.least(gpu, form, columns)
+    parameters = kernel.parameters(**table.parameters)
+    seconds = kernel.seconds(gpu, form, parameters, columns)
+    if key.format != form:
+        return np.maximum(seconds, least), np.full(len(least), FORMULA, dtype=np.int8), np.zeros(len(least))
     at = coordinates(kernel, columns)
     ratio, origin, outside = lay(table, at)
-    if table.key.format != form:
-        # Another format's curve says nothing about this one; its parameters may.
-        ratio, origin, outside = np.zeros_like(ratio), np.full_like(origin, FORMULA), np.zeros_like(outside)
-    elif table.key.gpu != gpu.name or not _as_catalogued(gpu):
+    if key.gpu != gpu.name or not _as_catalogued(gpu):
         origin = np.maximum(origin, EXTRAPOLATED)
-    seconds = kernel.seconds(gpu, form, kernel.parameters(**table.parameters), columns) * np.exp(ratio)
-    if table.key.format == form:
-        _between_neighbours(seconds, kernel, gpu, form, table, columns, at)
-    return Priced(np.maximum(seconds, least), origin, outside, key)
+    # A curve is the ways of a library's code for one architecture; it does not travel to another.
+    if gpu.architecture == gpu_named(key.gpu).architecture:
+        seconds *= np.exp(ratio)
+
+        def price(some: Columns, there: np.ndarray) -> np.ndarray:
+            return np.asarray(kernel.seconds(gpu, form, parameters, some) * np.exp(lay(table, there)[0]))
+
+        _keep_between(seconds, kernel, table, columns, at, price)
+    return np.maximum(seconds, least), origin, outside
 
 
-def _between_neighbours(
+def _keep_between(
     seconds: np.ndarray,
     kernel: Kernel,
-    gpu: Gpu,
-    form: str,
     table: KernelTable,
     columns: Columns,
     at: np.ndarray,
+    price: Callable[[Columns, np.ndarray], np.ndarray],
 ) -> None:
     """Keeps every price between those of the next smaller and the next larger measured batch, in place.
 
@@ -116,26 +147,31 @@ def _between_neighbours(
     inner, cell = inner[off_node], cell[off_node]
     if not len(inner):
         return
-    bounds = []
-    for node in (axis[cell], axis[cell + 1]):
-        factor = np.exp2(node - place[inner])
-        resized = {
-            name: values[inner] * (factor if values.ndim == 1 else factor[:, None])
-            if name in kernel.batch
-            else values[inner]
-            for name, values in columns.items()
-        }
-        there = at[inner].copy()
-        there[:, d] = node
-        parameters = kernel.parameters(**table.parameters)
-        bounds.append(kernel.seconds(gpu, form, parameters, resized) * np.exp(lay(table, there)[0]))
-    low, high = bounds
+    low, high = (
+        price(_resized(kernel, columns, inner, node - place[inner]), _moved(at[inner], d, node))
+        for node in (axis[cell], axis[cell + 1])
+    )
     seconds[inner] = np.clip(seconds[inner], low, np.maximum(low, high))
 
 
 def computed_by(key: TableKey, kernel: Kernel, gpu: Gpu, form: str, columns: Columns) -> np.ndarray:
     """float64[Q] s by the formula alone, with the parameters of a table."""
     return kernel.seconds(gpu, form, kernel.parameters(**kernel_table(key).parameters), columns)
+
+
+def _resized(kernel: Kernel, columns: Columns, chosen: np.ndarray, octaves: np.ndarray) -> Columns:
+    """Chosen calls with a batch so many octaves larger."""
+    factor = np.exp2(octaves)
+    return {
+        name: (values[chosen].T * factor).T if name in kernel.batch else values[chosen]
+        for name, values in columns.items()
+    }
+
+
+def _moved(at: np.ndarray, d: int, to: np.ndarray) -> np.ndarray:
+    there = at.copy()
+    there[:, d] = to
+    return there
 
 
 def _as_catalogued(gpu: Gpu) -> bool:
@@ -162,7 +198,11 @@ def _basis(
 ) -> TableKey | None:
     """Of the format before its stand-ins, of the GPU before its relative, of the kernel itself before the one
     it shares tables with, of the library before others."""
-    there = [key for key in fitted_parameters() if key.kernel in kernels]
+    there = [
+        key
+        for key in fitted_parameters()
+        if key.kernel in kernels and (key.library == library or key.library not in ONLY_NAMED)
+    ]
     order = (library, *LIBRARIES)
 
     def place(key: TableKey) -> tuple[int, int]:

@@ -108,7 +108,8 @@ class Model(Value):
     @property
     def moe_layers(self) -> int:
         """Layers with experts."""
-        return sum(self.has_experts(layer) for layer in range(self.layers))
+        behind = self.layers // self.moe_layer_step - self.dense_layers // self.moe_layer_step
+        return max(behind, 0) if self.experts else 0
 
     def windowed(self, layer: int) -> bool:
         """Whether a layer, counted from 0, looks at its window only."""
@@ -117,7 +118,9 @@ class Model(Value):
     @property
     def windowed_layers(self) -> int:
         """Layers that look at their window only."""
-        return sum(self.windowed(layer) for layer in range(self.layers))
+        if not self.window:
+            return 0
+        return self.layers - (self.layers // self.full_every if self.full_every else 0)
 
     @property
     def shared_width(self) -> int:

@@ -84,7 +84,7 @@ def _same_in_catalogue(model: Model) -> dict[str, Any] | None:
     aside = {"name", "source", "stated_parameters", "format", "expert_format", "kv_format"}
     for entry in read_catalogue("models").values():
         assert isinstance(entry, Model)
-        if entry.name == model.name:
+        if entry.source == model.source:
             return None
         if entry.model_dump(exclude=aside) == model.model_dump(exclude=aside):
             return {"name": entry.name, "stated_parameters": entry.stated_parameters or None}
