@@ -18,7 +18,7 @@ FACTS: dict[str, Any] = {
     "wall_seconds": 0.25,
     "operators": 10,
     "events": 40,
-    "prices": {"formula": 10},
+    "gpu_model": "h200_sxm",
     "phase": "decode",
     "claimed": None,
     "scenario": 'name = "tiny"\n',
@@ -32,6 +32,7 @@ def tiny(
     spans: bool = True,
     experts: bool = True,
     faults: bool = False,
+    prices: bool = True,
     requests: dict[str, Any] | None = None,
     **facts: Any,
 ) -> Trace:
@@ -44,9 +45,27 @@ def tiny(
         _spans(recorder)
     if experts:
         _experts(recorder)
+    if prices:
+        _prices(recorder)
     if faults:
         recorder.rows("faults", kind="slow_gpu", place="rank 1", start=0.0, end=1.0, factor=2.0)
     return recorder.finish({**FACTS, **facts})
+
+
+def _prices(recorder: Recorder) -> None:
+    """Ten seconds: five measured, three interpolated, two extrapolated by 1.5 octaves."""
+    recorder.rows(
+        "prices",
+        operator=["qkv", "qkv", "attention"],
+        phase="decode",
+        kernel=["gemm", "gemm", "attention_decode"],
+        format="bf16",
+        basis="h100_sxm bf16 trtllm",
+        origin=["measured", "interpolated", "extrapolated"],
+        count=[4, 3, 2],
+        seconds=[5.0, 3.0, 2.0],
+        outside=[0.0, 0.0, 1.5],
+    )
 
 
 def _requests_and_steps(recorder: Recorder, overwritten: dict[str, Any]) -> None:

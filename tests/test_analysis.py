@@ -298,6 +298,23 @@ def test_long_waits_full_links_and_full_memory_stand_out() -> None:
     assert "Memory is nearly full: 99% of the HBM of rank 1 is taken." in said
 
 
+def test_prices_are_told_by_origin_by_table_and_by_what_lies_beyond_measurements() -> None:
+    found = summarize(tiny())
+    shares = {"measured": 0.5, "interpolated": 0.3, "extrapolated": 0.2, "formula": 0.0}
+    assert found["prices"]["shares"] == pytest.approx(shares)
+    assert found["prices"]["bases"] == [{"basis": "h100_sxm bf16 trtllm", "share": 1.0}]
+    (beyond,) = found["prices"]["beyond"]
+    assert (beyond["operator"], beyond["share"], beyond["octaves"]) == ("attention", 0.2, 1.5)
+    assert (
+        "100% of the computing time was priced by measurements of h100_sxm, scaled to the data sheet "
+        "of h200_sxm." in found["notes"]
+    )
+    assert (
+        "20% of the computing time lies beyond what was measured: attention (attention_decode, 20%, up to "
+        "1.5 octaves outside)." in found["notes"]
+    )
+
+
 VARIANTS: dict[str, Trace] = {
     "whole": tiny(claimed=CLAIM, faults=True),
     "sums only": tiny(spans=False),
@@ -305,7 +322,7 @@ VARIANTS: dict[str, Trace] = {
     "prefill": tiny(requests={"first_token": float("nan"), "input_tokens": 5, "output_tokens": 0}),
     "nothing happened": Recorder().finish({"name": "void", "simulated_seconds": 0.0}),
     "claim without run": Recorder().finish({"simulated_seconds": 0.0, "claimed": CLAIM}),
-    "not a number": tiny(wall_seconds=float("nan"), prices={"x": float("inf")}),
+    "not a number": tiny(wall_seconds=float("nan")),
 }
 
 
@@ -329,9 +346,10 @@ def paths(value: Any, place: str = "") -> set[str]:
     if place in DISTRIBUTIONS:
         assert value is None or value.keys() == _DISTRIBUTION.keys()
         return {place}
-    if isinstance(value, dict) and place != "prices":
+    if isinstance(value, dict):
         free = {
             "phases": "<phase>",
+            "prices.shares": "<origin>",
             "tiers": "<tier>",
             "queues": "<tier>",
             "memory.parts": "<part>",

@@ -101,10 +101,10 @@ def test_what_a_file_says_is_neither_markup_nor_an_escape_sequence() -> None:
 @pytest.mark.parametrize(
     "summary",
     [
-        summarize(tiny(spans=False, experts=False, prices=None)),
+        summarize(tiny(spans=False, experts=False, prices=False)),
         summarize(tiny(requests={"input_tokens": 5, "first_token": float("nan"), "output_tokens": 0})),
         summarize(Recorder().finish({**FACTS, "simulated_seconds": 0.0, "claimed": CLAIM})),
-        summarize(tiny(prices={"formula": {"count": 3, "seconds": 0.5}, "list": [1, "x"]})),
+        summarize(tiny(prices=False)),
     ],
 )
 def test_what_is_missing_is_left_out(summary: dict[str, Any]) -> None:
@@ -114,8 +114,9 @@ def test_what_is_missing_is_left_out(summary: dict[str, Any]) -> None:
 
 
 def test_shares_of_price_origins_are_percentages() -> None:
-    page = shown({**WHOLE, "prices": {"measured": 0.25, "extrapolated": 0.0, "formula": 0.75}})
-    assert "  measured 25.0%, formula 75.0%\n" in page
+    page = shown(WHOLE)
+    assert "  measured 50.0%, interpolated 30.0%, extrapolated 20.0%\n" in page
+    assert "  by h100_sxm bf16 trtllm 100.0%\n" in page
 
 
 def test_many_small_parts_are_added_up() -> None:
