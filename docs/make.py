@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from kernels_page import kernel_pages
 from measure_page import measure_pages
 from network_page import network_pages
 from pydantic import TypeAdapter
@@ -54,6 +55,7 @@ def pages() -> dict[str, str]:
         "validation-network.md": validation_page(),
         "validation-network.svg": drawing(),
         **network_pages(),
+        **kernel_pages(),
         **measure_pages(),
         **{f"commands/{name}.md": command_page(name, command) for name, command in cli.commands.items()},
     }

@@ -75,7 +75,11 @@ def price_calls(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, library: 
     Raises   ClustersimError where the GPU has no such format
     """
     form = kernel.form or form
-    key = basis_of(kernel, gpu, form, library)
+    return priced_by(basis_of(kernel, gpu, form, library), kernel, gpu, form, columns)
+
+
+def priced_by(key: TableKey | None, kernel: Kernel, gpu: Gpu, form: str, columns: Columns) -> Priced:
+    """The prices that one table gives, of whichever GPU, format and library it is; None: the data sheet's."""
     parts = []
     for start in range(0, max(len(next(iter(columns.values()))), 1), _BLOCK):
         block = {name: values[start : start + _BLOCK] for name, values in columns.items()}
@@ -148,6 +152,11 @@ def _keep_between(
         for node in (axis[cell], axis[cell + 1])
     )
     seconds[inner] = np.clip(seconds[inner], low, np.maximum(low, high))
+
+
+def computed_by(key: TableKey, kernel: Kernel, gpu: Gpu, form: str, columns: Columns) -> np.ndarray:
+    """float64[Q] s by the formula alone, with the parameters of a table."""
+    return kernel.seconds(gpu, form, kernel.parameters(**kernel_table(key).parameters), columns)
 
 
 def _resized(kernel: Kernel, columns: Columns, chosen: np.ndarray, octaves: np.ndarray) -> Columns:

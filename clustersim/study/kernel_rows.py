@@ -74,6 +74,14 @@ def taken(rows: Rows, chosen: np.ndarray) -> Rows:
     )
 
 
+def groups(rows: Rows) -> list[tuple[tuple[str, str, str], np.ndarray]]:
+    """(GPU, format, library) → int64[M] its rows, in the order in which they first appear."""
+    codes: dict[tuple[str, str, str], int] = {}
+    triples = zip(rows.gpu.tolist(), rows.format.tolist(), rows.library.tolist(), strict=True)
+    code = np.array([codes.setdefault(triple, len(codes)) for triple in triples])
+    return [(triple, np.flatnonzero(code == place)) for triple, place in codes.items()]
+
+
 def lines_of(table: Table) -> np.ndarray:
     """int64[N] every row of the table."""
     return np.arange(len(next(iter(table.values()))))

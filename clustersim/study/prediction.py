@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
+from clustersim.errors import ClustersimError
 from clustersim.study.least_squares import Fitted
 from clustersim.study.measured import Table
+from clustersim.trace.files import write_columns
 
 #: A row is ruled by bandwidth where its busiest port is busy at the data sheet's rate for at least
 #: this share of the measured time: half of the about 80 % of NVLink that libraries reach.
@@ -95,3 +100,35 @@ def ruled_by(port_seconds: float, measured: float) -> Literal["latency", "bandwi
 def values(groups: Groups) -> dict[str, dict[str, Any]]:
     """Group → parameter → value alone, ready for `spec.costs.from_values`."""
     return {name: {key: one.value for key, one in group.items()} for name, group in groups.items()}
+
+
+def spread(errors: np.ndarray) -> dict[str, Any]:
+    """Rows, median and p90 of |relative error|, and the median ratio predicted / measured.
+
+    errors  float64[N] signed; NaN where nothing is predicted
+    """
+    known = errors[np.isfinite(errors)]
+    return {
+        "rows": len(known),
+        "median": quantile(np.abs(known), 0.5),
+        "p90": quantile(np.abs(known), 0.9),
+        "ratio": quantile(1.0 + known, 0.5),
+    }
+
+
+def quantile(values: np.ndarray, share: float) -> float | None:
+    """None where there are no values."""
+    return float(np.quantile(values, share)) if len(values) else None
+
+
+def save_predictions(folder: Path, columns: Mapping[str, np.ndarray], drawing: str) -> None:
+    """Writes every prediction as a row of predictions.parquet, and all of them drawn, predictions.svg.
+
+    Raises   ClustersimError if the folder cannot be written
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_columns(columns, folder / "predictions.parquet")
+        (folder / "predictions.svg").write_text(drawing, encoding="utf-8")
+    except OSError as error:
+        raise ClustersimError(f"--out {folder}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Predicted against measured, file by file: does the network model say what was timed on hardware?
+"""Predicted against measured times of exchanges, file by file: does the network model say what was timed?
 
 A file is added in `study.families` (see `study.prediction` for the contract): its predictor turns
 the rows of one measured table into `Prediction`s, and everything here follows.
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.errors import ClustersimError
 from clustersim.report.scatter import scatter
 from clustersim.spec.costs import fitted_tables
 from clustersim.study.expert_checks import checks, influences
@@ -23,8 +22,15 @@ from clustersim.study.families import FAMILIES
 from clustersim.study.fit import fitted
 from clustersim.study.least_squares import Fitted
 from clustersim.study.measured import measured
-from clustersim.study.prediction import BANDWIDTH_RULES, Costs, Family, Prediction
-from clustersim.trace.files import write_columns
+from clustersim.study.prediction import (
+    BANDWIDTH_RULES,
+    Costs,
+    Family,
+    Prediction,
+    quantile,
+    save_predictions,
+    spread,
+)
 
 #: What rules a row → (median, p90) of |relative error| that the rows of a file should keep within.
 GOALS: dict[str, tuple[float, float | None]] = {"bandwidth": (0.10, 0.25), "latency": (0.15, None)}
@@ -93,12 +99,7 @@ def save(folder: Path) -> None:
 
     Raises   ClustersimError if the folder cannot be written
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_columns(columns(all_predictions()), folder / "predictions.parquet")
-        (folder / "predictions.svg").write_text(drawing(), encoding="utf-8")
-    except OSError as error:
-        raise ClustersimError(f"--out {folder}: {error.strerror or error}") from error
+    save_predictions(folder, columns(all_predictions()), drawing())
 
 
 def drawing() -> str:
@@ -147,7 +148,10 @@ def left_out(family: Family) -> list[dict[str, Any]]:
                 "file": name,
                 "all_files": errors(whole[name]),
                 "without_it": errors(others[name]),
-                "others_move": {"median": _quantile(moved, 0.5), "p90": _quantile(moved, 0.9)},
+                "others_move": {
+                    "median": quantile(np.array(moved), 0.5),
+                    "p90": quantile(np.array(moved), 0.9),
+                },
                 "holds": _holds(moved, errors(others[name])),
             }
         )
@@ -161,18 +165,7 @@ def _holds(moved: Sequence[float], own: dict[str, Any]) -> bool:
 
 def errors(predictions: Iterable[Prediction]) -> dict[str, Any]:
     """Rows, median and p90 of |relative error|, and the median ratio predicted / measured."""
-    signed = [prediction.error for prediction in predictions]
-    sizes = [abs(error) for error in signed]
-    return {
-        "rows": len(sizes),
-        "median": _quantile(sizes, 0.5),
-        "p90": _quantile(sizes, 0.9),
-        "ratio": _quantile([1.0 + error for error in signed], 0.5),
-    }
-
-
-def _quantile(values: Sequence[float], share: float) -> float | None:
-    return float(np.quantile(values, share)) if len(values) else None
+    return spread(np.array([prediction.error for prediction in predictions], dtype=float))
 
 
 def _file(name: str, predictions: list[Prediction], family: Family) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -62,13 +62,14 @@ class Sheet:
 
     columns   int64[rows] for "id", float64[rows] for "number", Lists for "ids", Text for "text"
     length    rows under the header
+    header    names in the first line, wanted or not
     """
 
     path: Path
     columns: dict[str, np.ndarray | Text | Lists]
     length: int
     _content: bytearray
-    _header: list[str]
+    header: list[str]
     mistakes: list[Mistake] = field(default_factory=list)
 
     def numbers(self, column: str) -> np.ndarray:
@@ -88,6 +89,10 @@ class Sheet:
         found = self.columns[column]
         assert isinstance(found, Lists)
         return found
+
+    def lines(self) -> list[tuple[int, bytes]]:
+        """Number and content of the lines that are not empty, that of the header first."""
+        return [(number, bytes(line)) for number, line in _lines(self._content)]
 
     def refuse(self, column: str, bad: np.ndarray, problem: Callable[[int], str]) -> None:
         """Notes a mistake if any row is bad; `check` raises it.
@@ -115,7 +120,7 @@ class Sheet:
         """A field as it stands in the file, cut to what can be shown."""
         line = next(islice(_lines(self._content), row + 1, None))[1]
         try:
-            return shown(_fields(line)[self._header.index(column)])
+            return shown(_fields(line)[self.header.index(column)])
         except (csv.Error, IndexError):
             # Arrow is content with some rows that the standard library does not take.
             return "what stands there"
@@ -135,7 +140,36 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> Sheet:
     """
     content = _content(path)
     header = _header(path, content, columns)
-    _check_size(path, content)
+    _check_size(path, content, MOST_ROWS)
+    return _sheet(path, content, header, columns)
+
+
+def read_known(path: Path, known: Collection[str], most_rows: int = MOST_ROWS) -> Sheet:
+    """Reads as text the columns whose names are known; of the others only the lines are kept.
+
+    most_rows  rows above which a file is refused
+    Raises     ScenarioError for a file without known columns, with ragged rows, or of other than UTF-8
+    """
+    content = _content(path)
+    header = _header(path, content, {})
+    columns = {name: "text" for name in header if name in known}
+    if not columns:
+        near = next(filter(None, (nearest(name, known) for name in header[:_SHOWN])), "")
+        raise _refused(
+            path, f"has no column that is known here{near}; its first line is {shown(','.join(header))}"
+        )
+    _header(path, content, columns)
+    _check_size(path, content, most_rows)
+    sheet = _sheet(path, content, header, columns)
+    for number, line in _lines(content):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ScenarioError(str(path), [Mistake(f"row {number}", "is not text in UTF-8")]) from None
+    return sheet
+
+
+def _sheet(path: Path, content: bytearray, header: list[str], columns: Mapping[str, str]) -> Sheet:
     options = arrow_csv.ConvertOptions(
         include_columns=list(columns),
         column_types={name: _KINDS[kind].arrow for name, kind in columns.items()},
@@ -173,7 +207,14 @@ def write_csv(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     columns  name → numbers, all of one length
     Raises   ResultError if nothing can be written there
     """
-    content = to_csv(columns)
+    write_text(path, to_csv(columns))
+
+
+def write_text(path: Path, content: bytes) -> None:
+    """Writes a file beside its place and moves it there when it is whole; compressed if named `.gz`.
+
+    Raises   ResultError if nothing can be written there
+    """
     if path.suffix == ".gz":
         # Without the time of day: the same table gives the same bytes.
         content = gzip.compress(content, compresslevel=3, mtime=0)
@@ -293,9 +334,9 @@ def _fields(line: bytearray) -> list[str]:
     return next(csv.reader([text], strict=True)) if '"' in text else text.split(",")
 
 
-def _check_size(path: Path, content: bytearray) -> None:
+def _check_size(path: Path, content: bytearray, most_rows: int) -> None:
     rows, ids = max(content.count(b"\n"), content.count(b"\r")), content.count(b";")
-    for count, most, what in ((rows, MOST_ROWS, "rows"), (ids, MOST_IDS, "ids in lists")):
+    for count, most, what in ((rows, most_rows, "rows"), (ids, MOST_IDS, "ids in lists")):
         if count > most:
             raise _refused(path, f"holds {count:,} {what}, too many for memory; at most {most:,} are allowed")
 
