@@ -50,7 +50,7 @@ def test_the_page_says_what_the_run_found() -> None:
         "busiest rank 1.75 x the mean load (2.00 x at worst)",
         "rank 1: 90 B of 100 B: weights 60 B, kv 30 B",
         "claimed by a brochure",
-        "formula 10",
+        "measured 50.0%",
         "other: TPOT",
         "  - Faults were at work: slow_gpu at rank 1.",
         "Result: results/tiny-0123456789ab",
