@@ -41,11 +41,11 @@ def test_no_step_of_an_example_is_faster_than_its_bounds():
             assert phase["step"]["min"] >= floor
 
 
-def test_with_each_expert_held_once_the_baseline_comes_within_an_eighth_of_large_ep():
+def test_with_each_expert_held_once_the_baseline_is_as_fast_as_large_ep_within_a_twentieth():
     once = ["deployment.experts.policy=contiguous", "deployment.experts.per_gpu=0"]
     rates = [
         run_scenario(load(find(f"workloads/{name}.toml"), changes)).summary["throughput"]
         for name, changes in (("baseline_tp8_pp2", once), ("large_ep", []))
     ]
     baseline, large_ep = (rate["total_tokens_per_second"] for rate in rates)
-    assert 7 / 8 < baseline / large_ep < 1
+    assert 0.95 < baseline / large_ep < 1.05

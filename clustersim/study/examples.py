@@ -21,7 +21,7 @@ EXAMPLES = {
     "baseline_tp8_pp2": "HBM decides here, too: each stage holds every expert four times, and with so few "
     "tokens each GPU reads all its copies whole for every micro-batch. That is most of the distance to large "
     "EP: with each expert held once (`--set deployment.experts.policy=contiguous --set "
-    "deployment.experts.per_gpu=0`) this deployment comes within an eighth of it.",
+    "deployment.experts.per_gpu=0`) this deployment is as fast, within a twentieth.",
     "large_ep_prefill": "Arithmetic decides: the experts' products and the attention's projections run near "
     "the peak rate of the data sheet. Dispatch and combine are exposed, because nothing computes while "
     "they run, and half of their bytes cross a network card.",
