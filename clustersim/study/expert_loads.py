@@ -128,9 +128,16 @@ def scaled_to_arrivals(counts: np.ndarray, tokens: float, arrived: float) -> np.
     return np.minimum(counts * high, tokens)
 
 
-def random_counts(tokens: int, top_k: int, experts: int) -> np.ndarray:
-    """float64[experts], largest first: the mean order of counts when tokens choose experts at random."""
-    shares = (_uniform(int(experts)), top_k / experts, int(tokens))
+def random_counts(tokens: int, top_k: int, held: int, ep: int = 1) -> np.ndarray:
+    """float64[held], largest first: the mean order of counts when tokens choose experts at random.
+
+    tokens  of each rank
+    held    experts of each rank
+    ep      ranks whose tokens come to it
+    """
+    if top_k >= held * ep:
+        return np.full(int(held), float(tokens * ep))
+    shares = (_uniform(int(held)), top_k / (held * ep), int(tokens * ep))
     counts = -np.sort(-_binomial(*shares), axis=1).mean(axis=0)
     return np.asarray(counts * (tokens * top_k / counts.sum()))
 
