@@ -58,8 +58,9 @@ def new_tokens(table: Table, file: str = "attn_decode") -> list[Rows]:
     batch = whole(table, "batch_size")
     columns = _chunks(batch, np.ones(len(batch)), whole(table, "kv_len") - 1.0)
     # InferSim's README does not name its kernel. No time of its table is below some 26 us, since launches
-    # are inside the timer: a library of its own keeps that out of all other prices.
-    return [_rows(file, "attention_decode", table, columns, "infersim")]
+    # are inside the timer: a library of its own keeps that out of all other prices. Its files can be told by
+    # what they call the format of the cache.
+    return [_rows(file, "attention_decode", table, columns, "infersim" if "kv_dtype" in table else "")]
 
 
 def mixed(table: Table, file: str = "rtxpro6000_vllm_kernels") -> list[Rows]:
