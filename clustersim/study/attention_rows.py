@@ -131,7 +131,8 @@ def _rows(file: str, kernel: str, table: Table, columns: Mapping[str, np.ndarray
     """
     heads, kv_heads = whole(table, "num_heads"), whole(table, "num_kv_heads")
     divides(kv_heads, "num_kv_heads", heads, "num_heads")
-    form = formats(table, "dtype" if "dtype" in table else "attn_dtype")
+    called = "attn_dtype" if "kv_cache_dtype" in table else "dtype"
+    form = formats(table, next((name for name in ("attn_dtype", "dtype") if name in table), called))
     kv_form = kept_formats(table, ("kv_cache_dtype", "kv_dtype"), form)
     named = libraries(table)
     return Rows(

@@ -18,11 +18,13 @@ from clustersim.study.kernel_rows import (
     FORMATS,
     KEPT,
     MOST,
+    MOST_EXPERTS,
     MissingColumn,
     Rows,
     gpus,
     libraries,
     line_of,
+    shown,
 )
 from clustersim.study.measured import Table
 from clustersim.study.price_flags import Flags, flags_of, one_call
@@ -53,6 +55,10 @@ def list_rows(table: Table) -> list[Rows]:
 
     Raises   ClustersimError with the line of a wrong row
     """
+    called = {_column(name): name for name in table}
+    twice = set(table) - set(called.values())
+    if twice:
+        raise ClustersimError(f'there are a column "{min(twice)}" and one "{called[_column(min(twice))]}"')
     table = {_column(name): values for name, values in table.items()}
     names = [_kernel(text) for text in table["kernel"].tolist()]
     for place, name in enumerate(names):
@@ -93,7 +99,7 @@ def _cells(table: Table, kernel: str, flags: Flags, flag: str, at: np.ndarray) -
     wanted = flag in flags.wanted
     if name not in table:
         if wanted:
-            raise MissingColumn(name, table)
+            raise MissingColumn(name, header=table)
         return [flags.defaults[flag]] * len(at)
     texts = table[name][at].tolist()
     values: dict[Any, Any] = {}
@@ -107,9 +113,7 @@ def _cells(table: Table, kernel: str, flags: Flags, flag: str, at: np.ndarray) -
             continue
         found = _parsed(flags, flag, text)
         if found is None:
-            raise ClustersimError(
-                f"line {line_of(place, at)}: {name} = {str(text)[:60]} {_wanted(flags, flag)}"
-            )
+            raise ClustersimError(f"line {line_of(place, at)}: {name} = {shown(text)} {_wanted(flags, flag)}")
         values[text] = found
     # A gap among numbers is NaN, which is not its own key.
     return [values[text] if text == text else flags.defaults[flag] for text in texts]
@@ -124,7 +128,7 @@ def _parsed(flags: Flags, flag: str, text: Any) -> Any:
         return str(text).lower()
     if flag in flags.lists:
         parts = [_number(part, 0) for part in str(text).replace(";", ",").split(",")]
-        return None if None in parts else parts
+        return None if None in parts or len(parts) > MOST_EXPERTS else parts
     return _number(text, 0 if flag in flags.free else 1)
 
 
@@ -141,7 +145,7 @@ def _wanted(flags: Flags, flag: str) -> str:
     if words is not None:
         return f"is no known dtype; there are {', '.join(words)}"
     if flag in flags.lists:
-        return 'is no list of tokens per expert, such as "12;0;7"'
+        return f'is no list of tokens of at most {MOST_EXPERTS:,} experts, such as "12;0;7"'
     return f"is not a whole number from {0 if flag in flags.free else 1} to {MOST:,}"
 
 

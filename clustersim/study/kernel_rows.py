@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -65,14 +65,16 @@ _VERSION = re.compile(r"[\s=@/:(,]|[-_]v?\d")
 class MissingColumn(ClustersimError):
     """A column without which rows cannot be read.
 
-    name    of the column
+    names   of the column, or of several of which one would do
     header  the names there are
     """
 
-    def __init__(self, name: str, header: Iterable[str]) -> None:
-        self.name = name
+    def __init__(self, *names: str, header: Iterable[str]) -> None:
+        self.names = names
         there = [*header]
-        super().__init__(f'column "{name}" is missing{nearest(name, there)}; there are {", ".join(there)}')
+        near = next(filter(None, (nearest(name, there) for name in names)), "")
+        wanted = " or ".join(f'"{name}"' for name in names)
+        super().__init__(f"column {wanted} is missing{near}; there are {', '.join(there)}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +136,7 @@ def column(table: Table, name: str, at: np.ndarray | None = None) -> np.ndarray:
     Raises  MissingColumn
     """
     if name not in table:
-        raise MissingColumn(name, table)
+        raise MissingColumn(name, header=table)
     return table[name] if at is None else table[name][at]
 
 
@@ -321,7 +323,11 @@ def _refuse(table: Table, name: str, at: np.ndarray | None, wrong: np.ndarray, p
     line = line_of(int(np.argmax(wrong)), at)
     more = int(wrong.sum()) - 1
     told = f" (and {more} more)" if more else ""
-    text = str(table[name][line - 2])
-    # A gap among numbers is NaN, as the tables are kept.
-    said = "nothing" if text in ("", "nan") else text[:_SHOWN]
-    raise ClustersimError(f"line {line}: {name} = {said} {problem}{told}")
+    raise ClustersimError(f"line {line}: {name} = {shown(table[name][line - 2])} {problem}{told}")
+
+
+def shown(entry: Any) -> str:
+    """An entry of a table as its file says it, cut to what can be shown."""
+    # A gap among numbers is NaN, and turns whole numbers beside it into others.
+    text = f"{entry:.15g}" if isinstance(entry, float) else str(entry)
+    return "nothing" if text in ("", "nan") else text[:_SHOWN]

@@ -15,12 +15,12 @@ import numpy as np
 from clustersim.errors import ClustersimError, nearest, pick
 from clustersim.physics.calibration import ORIGINS
 from clustersim.physics.kernels import AUTO, KERNELS, Priced, price_calls
-from clustersim.spec.formats import formats_of, rate_key
 from clustersim.spec.gpus import gpu_named
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.model import FORMAT_BYTES
 from clustersim.study.kernel_families import rows_of_table
 from clustersim.study.kernel_rows import FORMATS, KEPT
+from clustersim.study.price import check_format
 
 #: A GPU to name where the GPU plays no part.
 BEST_KNOWN = "h100_sxm"
@@ -196,10 +196,7 @@ def _number(flag: str, text: str, free: bool) -> float:
 
 def _priced(kernel: str, flags: Flags, asked: dict[str, Any], library: str) -> dict[str, Any]:
     gpu, form = gpu_named(asked["gpu"]), asked["dtype"]
-    if rate_key(form) not in gpu.flop_rate:
-        raise ClustersimError(
-            f'--dtype {form}: {gpu.name} does not compute in "{form}"; it has {", ".join(formats_of(gpu))}'
-        )
+    check_format(gpu, form, f"--dtype {form}")
     columns = {name: np.array([value], dtype=float) for name, value in one_call(flags, asked).items()}
     priced = price_calls(KERNELS[kernel], gpu, form, columns, library)
     least = float(KERNELS[kernel].least(gpu, form, columns)[0])

@@ -17,14 +17,13 @@ import numpy as np
 from clustersim.errors import ClustersimError, nearest
 from clustersim.physics.calibration import ORIGINS
 from clustersim.physics.kernels import AUTO, KERNELS, price_calls
-from clustersim.spec.formats import formats_of, rate_key
 from clustersim.spec.gpus import gpu_named
-from clustersim.spec.hardware import Gpu
 from clustersim.study.forms import forms_of, known_columns
 from clustersim.study.kernel_families import rows_of_table
 from clustersim.study.kernel_lists import LIST, is_list, list_columns, list_rows
 from clustersim.study.kernel_rows import MissingColumn, Rows, groups, taken
 from clustersim.study.measured import Table
+from clustersim.study.price import check_format
 from clustersim.trace.csv import Sheet, check_place, plain, read_known, write_text
 
 #: Rows of one file at most; a million take about a gigabyte of memory.
@@ -100,7 +99,7 @@ def price_file(path: Path, gpu: str = "", library: str = AUTO, skip: bool = Fals
     except MissingColumn as error:
         # The readers see no column whose name they do not know, where a slip of the pen may stand.
         raise ClustersimError(
-            f"{path}: line {lines[0][0]}: {MissingColumn(error.name, sheet.header)}"
+            f"{path}: line {lines[0][0]}: {MissingColumn(*error.names, header=sheet.header)}"
         ) from error
     except ClustersimError as error:
         raise ClustersimError(
@@ -143,12 +142,18 @@ def _form(sheet: Sheet, gpu: str) -> str:
     likely = forms_of([plain(name) for name in sheet.header])
     if len(likely) == 1:
         return likely[0]
+    missing: list[str] = []
     for form in likely:
         try:
             _rows(first, form)
+        except MissingColumn as error:
+            missing += error.names
         except ClustersimError:
             continue
-        return form
+        else:
+            return form
+    if len(missing) == len(likely):
+        raise MissingColumn(*dict.fromkeys(missing), header=first)
     # None reads it: the likeliest says why.
     return likely[0]
 
@@ -200,7 +205,7 @@ def _price(found: PricedRows, rows: Rows, start: int, library: str) -> None:
     for (gpu_name, form, whose), chosen in groups(rows):
         gpu = gpu_named(gpu_name)
         few = taken(rows, chosen)
-        _refuse_format(gpu, form, int(few.row[0]))
+        check_format(gpu, form, f"line {few.row[0] + 2}")
         asked = whose or AUTO if library == AUTO else library
         with np.errstate(over="ignore", invalid="ignore"):
             priced = price_calls(kernel, gpu, form, few.columns, asked)
@@ -214,13 +219,6 @@ def _price(found: PricedRows, rows: Rows, start: int, library: str) -> None:
     found.seconds[at] = before + seconds
     found.origin[at] = np.maximum(found.origin[at], origin)
     found.outside[at] = np.maximum(found.outside[at], outside)
-
-
-def _refuse_format(gpu: Gpu, form: str, row: int) -> None:
-    if rate_key(form) not in gpu.flop_rate:
-        raise ClustersimError(
-            f'line {row + 2}: {gpu.name} does not compute in "{form}"; it has {", ".join(formats_of(gpu))}'
-        )
 
 
 def _refuse_endless(seconds: np.ndarray, rows: Rows) -> None:
