@@ -284,6 +284,16 @@ def test_a_model_of_a_profile_is_any_of_the_catalogue(tmp_path: Path) -> None:
     assert one.tolist() == other.tolist() and more.sum() > 2 * one.sum()
 
 
+def test_experts_lie_on_more_ranks_than_there_are_only_where_they_are_copied(tmp_path: Path) -> None:
+    good = some_rows("wideep_moe_skew_trtllm_h100")
+    wide = {**good, "num_experts": ["8"] * 4, "num_slots": ["32"] * 4, "ep": ["16"] * 4, "topk": ["2"] * 4}
+    bare = {name: texts for name, texts in wide.items() if name != "tokens_arriving_at_hot_rank"}
+    copied = {**bare, "distribution": ["power_law_1.2_eplb"] * 4}
+    assert (price_file(written(tmp_path, copied)).seconds > 0).all()
+    with pytest.raises(ClustersimError, match="line 3: ep = 16 does not divide num_experts = 8"):
+        price_file(written(tmp_path, spoilt(copied, "distribution", "power_law_1.2")))
+
+
 def test_chunks_that_say_decode_are_new_tokens_and_only_one_each(tmp_path: Path) -> None:
     good = some_rows("frontier_h800_attention_chunked")
     decode = {**good, "phase": ["decode"] * 4, "new_tokens": ["1"] * 4}

@@ -15,6 +15,7 @@ import numpy as np
 from clustersim.errors import ClustersimError
 from clustersim.spec.kernel_tables import TableKey
 from clustersim.study.expert_loads import (
+    LEVELLED,
     LOADS,
     arriving,
     block_counts,
@@ -132,6 +133,9 @@ def skewed_layers(table: Table, file: str) -> list[Rows]:
     enough(of_all, "num_experts", slots)
     enough(top_k, "topk", of_all)
     patterns = _distributions(table)
+    # Only levelling makes copies of experts; without it each stands where it always did.
+    copied = np.char.endswith(patterns, LEVELLED)
+    divides(np.where(copied, 1.0, ep), "ep", of_all, "num_experts")
     loads = [_front(*key) for key in _tuples(tokens, top_k, of_all, ep, patterns, slots)]
     counted = "tokens_arriving_at_hot_rank"
     if counted in table:

@@ -33,7 +33,9 @@ BLOCK = 128
 #: A draw is taken to lie no further from the mean of draws than by this factor.
 _FAR = 2.0
 
-_POWER_LAW = re.compile(r"power_?law_a?(?P<alpha>[0-9]+(\.[0-9]+)?)(?P<levelled>_eplb)?$")
+#: How the name of a pattern ends whose busiest experts are copied.
+LEVELLED = "_eplb"
+_POWER_LAW = re.compile(rf"power_?law_a?(?P<alpha>[0-9]+(\.[0-9]+)?)(?P<levelled>{LEVELLED})?$")
 _EVEN = ("balanced", "uniform")
 #: The load patterns there are, for messages.
 LOADS = "balanced, uniform, powerlaw_a<exponent>, power_law_<exponent>, power_law_<exponent>_eplb"
