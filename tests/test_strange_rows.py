@@ -159,7 +159,7 @@ def pairs() -> Iterator[tuple[str, str]]:
                 yield form, name
 
 
-@pytest.mark.parametrize(("form", "name"), pairs())
+@pytest.mark.parametrize(("form", "name"), [*pairs()])
 def test_a_wrong_value_in_any_column_is_told_with_its_line_and_what_it_says(
     form: str, name: str, tmp_path: Path
 ) -> None:
