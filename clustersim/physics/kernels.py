@@ -196,14 +196,14 @@ def has_guess(kernel: Kernel, gpu: Gpu) -> bool:
 def _basis(
     kernels: tuple[str, str], gpu: str, relative: str | None, form: str, library: str
 ) -> TableKey | None:
-    """Of the format before its stand-ins, of the kernel itself before the one it shares tables with, of the
-    library asked for before others, of the GPU before its relative and before those that are alike."""
+    """Of the format before its stand-ins, of the library asked for before others, of the GPU before its
+    relative and before those that are alike, of the kernel itself before the one it shares tables with."""
     names = [name for name in (gpu, relative, *siblings(gpu)) if name]
     order = (library, *LIBRARIES)
 
-    def place(key: TableKey) -> tuple[int, bool, int, int]:
+    def place(key: TableKey) -> tuple[bool, int, int, int]:
         known = order.index(key.library) if key.library in order else len(order)
-        return kernels.index(key.kernel), key.library != library, names.index(key.gpu), known
+        return key.library != library, names.index(key.gpu), kernels.index(key.kernel), known
 
     there = [
         key
