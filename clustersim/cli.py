@@ -274,7 +274,7 @@ def _check_folder(folder: Path) -> None:
     "--library", default="auto", show_default=True, metavar="NAME",
     help="Whose kernels: trtllm, vllm, ...; auto is the file's `framework`, else the first of a fixed order "
     "whose kernel was measured on this GPU, TensorRT-LLM before others; not the quickest. vLLM's fp8_block "
-    "products were timed with the host's launch of about 90 us in them.",
+    "products were timed with the host's launch of some 60 us in them.",
 )  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE",

@@ -92,12 +92,13 @@ def sizes_of_kernels() -> list[str]:
     asked: dict[str, list[str]] = {}
     for name, flags in FLAGS.items():
         asked.setdefault(usage(flags), []).append(f"`{name.replace('_', '-')}`")
+    meant = [(f"`--{flag}`", said.replace("<", "&lt;")) for flag, said in MEANINGS.items()]
     return [
         "## What each kernel is asked by\n",
         "In brackets what may be left out, and what it is then. The columns of lists of kernels have\n"
         "the same names, with `_` for `-`.\n",
         _table(("kernel", "flags"), [(", ".join(names), f"`{words}`") for words, names in asked.items()]),
-        _table(("flag", "what it means"), [(f"`--{flag}`", said) for flag, said in MEANINGS.items()]),
+        _table(("flag", "what it means"), meant),
     ]
 
 

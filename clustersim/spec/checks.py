@@ -94,7 +94,9 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
     if model:
         wrong = list(check_model(model))
         found += wrong
-        # What does not fit a wrong model may fit the right one.
+        if topology:
+            found += check_format(model, topology)
+        # A deployment that does not fit a wrong model may fit the right one.
         model = None if wrong else model
     if workload:
         found += check_workload(workload)
@@ -104,8 +106,6 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
         found += check_ranks(deployment, model)
         found += check_experts(deployment.experts, deployment)
         found += check_kernels(deployment.kernels)
-    if topology and model:
-        found += check_format(model, topology)
     if topology and deployment:
         found += check_gpu_count(deployment, topology)
     if model and deployment:

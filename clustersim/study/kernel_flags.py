@@ -97,7 +97,10 @@ def parsed(flags: Flags, flag: str, text: str) -> Any:
         parts = text.replace(";", ",").split(",")
         if len(parts) > MOST_EXPERTS:
             raise Unfit(f"has {len(parts):,} experts; at most {MOST_EXPERTS:,} are allowed")
-        return [_number(part, 0) for part in parts]
+        try:
+            return [_number(part, 0) for part in parts]
+        except Unfit as error:
+            raise Unfit(f'is no list of tokens of each expert, such as "12,0,7": one {error}') from None
     return _number(text, 0 if flag in flags.free else 1, MOST_EXPERTS if flag == "experts" else MOST)
 
 
