@@ -302,7 +302,7 @@ FLAGS: dict[str, Flags] = {
     ),
     "mla_decode": Flags(_STEP, lambda one: {**_of_steps(one), **_latent(one)}, {**_LATENT, **_NUMBERS}),
     **dict.fromkeys(
-        ("experts", "expert_up", "expert_down"),
+        ("experts", "expert_up", "expert_activation", "expert_down"),
         Flags(
             ("hidden", "inter", "top-k"),
             _experts,
