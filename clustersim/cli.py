@@ -272,13 +272,19 @@ def _check_folder(folder: Path) -> None:
 )  # fmt: skip
 @click.option(
     "--library", default="auto", show_default=True, metavar="NAME",
-    help="Whose kernels: trtllm, vllm, ...; auto is the file's `framework`, else whoever was measured.",
+    help="Whose kernels: trtllm, vllm, ...; auto is the file's `framework`, else the first of a fixed order "
+    "whose kernel was measured on this GPU, TensorRT-LLM before others; not the quickest. vLLM's fp8_block "
+    "products were timed with the host's launch of some 60 us in them.",
 )  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE",
-    help="Write the priced rows there, compressed if it ends in .gz, instead of standard output.",
+    help="Write the prices there as CSV, compressed if it ends in .gz; - is standard output, as of a file "
+    "without --out.",
 )  # fmt: skip
-@click.option("--skip", is_flag=True, help="Leave rows without a price that no kernel speaks about.")
+@click.option(
+    "--skip", is_flag=True,
+    help="Of a file, leave rows without a price that no kernel speaks about or whose GPU lacks the format.",
+)  # fmt: skip
 @_JSON
 def price(
     what: str, sizes: tuple[str, ...], gpu: str, library: str, out: Path | None, skip: bool, as_json: bool
@@ -291,18 +297,21 @@ def price(
     clustersim price mla-decode --gpu h200 --batch 32 --kv-len 1024..65536 --heads 16
     clustersim price experts --gpu h100 --tokens 4096 --hidden 4096 --inter 14336 --experts 8 --top-k 2
     clustersim price norm --gpu a100 --tokens 512 --width 8192
+    clustersim price lm-head --gpu h100 --tokens 64 --hidden 4096 --vocab 128256
     clustersim price rows.csv --out priced.csv
 
     A kernel is asked by its sizes: whole numbers, several between commas, or 1..64 for 1, 2, 4 and so on.
-    --dtype is bf16, fp8, fp8_block or fp4; attention has --kv-dtype, prefills --prior for tokens whose keys
-    and values are there already. The --tokens of expert layers are those of the whole group of --ep ranks;
-    they have --tp, --distribution (balanced, powerlaw_a1.2) or, instead, --counts: tokens of each expert of
-    the rank. A kernel without its sizes says which it wants.
+    Without sizes it says which it wants; docs/commands/price.md lists those of every kernel. --dtype is bf16,
+    fp8, fp8_block, fp4, or w4a16 for fp4 weights that are multiplied as bf16; attention has --kv-dtype,
+    prefills --prior for tokens whose keys and values are there already. The --tokens of expert layers are
+    those of the whole group of --ep ranks; they have --tp, --distribution (balanced, powerlaw_a1.2) or,
+    instead, --counts: tokens of each expert of the rank. Of several GPUs, those that lack the format are
+    left out.
 
     Of a file, all rows and columns are kept and `seconds,origin` added. It may have any column form of the
     measured files, recognised by its columns, whatever it is called; measured columns need not be there, and
-    others do no harm. Or it lists kernels of any kind: a column `kernel` with the name, and one for each
-    size, called as the flag; cells of sizes that a kernel does not have stay empty.
+    others do no harm; - is standard input. Or it lists kernels of any kind: a column `kernel` with the name,
+    and one for each size, called as the flag; cells of sizes that a kernel does not have stay empty.
 
     \b
     kernel,gpu,dtype,m,n,k,batch,kv_len,heads,kv_heads
@@ -311,20 +320,37 @@ def price(
 
     Mistakes name the line, and then nothing is written. At most 2,000,000 rows are priced.
     """
+    from clustersim.errors import ClustersimError
     from clustersim.study.price import check_library, kernel_asked
 
+    if str(out) == "-" and as_json:
+        raise ClustersimError("--out - and --json: both want standard output; give --out a file")
     check_library(library)
     kernel = kernel_asked(what)
     if kernel:
-        _price_kernel(kernel, gpu, sizes, library, as_json)
+        if skip:
+            raise ClustersimError("--skip: is for files; GPUs that lack the format are left out without it")
+        _price_kernel(kernel, gpu, sizes, library, out, as_json)
     else:
         _price_file(Path(what), sizes, gpu, library, skip, out, as_json)
 
 
-def _price_kernel(kernel: str, gpu: str, sizes: tuple[str, ...], library: str, as_json: bool) -> None:
-    from clustersim.study.price_flags import price_flags
+def _price_kernel(
+    kernel: str, gpu: str, sizes: tuple[str, ...], library: str, out: Path | None, as_json: bool
+) -> None:
+    from clustersim.study import price_flags
 
-    found = price_flags(kernel, gpu, sizes, library)
+    to_stdout = str(out) == "-"
+    if out is not None and not to_stdout:
+        price_flags.check_place(out)
+    found = price_flags.price_flags(kernel, gpu, sizes, library)
+    for why in found["left_out"]:
+        _warn(f"left out: {why}")
+    if to_stdout:
+        _print(price_flags.to_csv(found).decode())
+        return
+    if out is not None:
+        price_flags.write_text(out, price_flags.to_csv(found))
     if as_json:
         _print_json(found)
         return
@@ -341,6 +367,7 @@ def _price_file(
 
     if sizes:
         raise ClustersimError(f"{sizes[0]}: the rows of {path} say their own sizes")
+    out = None if str(out) == "-" else out
     if out is not None:
         price_rows.check_out(path, out)
     found = price_rows.price_file(path, gpu, library, skip)

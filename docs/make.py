@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import cleandoc
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import click
@@ -33,6 +34,8 @@ from clustersim.spec.reading import read_catalogue
 from clustersim.spec.schema import TABLES as SCENARIO_TABLES
 from clustersim.spec.schema import meanings
 from clustersim.spec.writing import toml_value
+from clustersim.study.kernel_flags import FLAGS, MEANINGS
+from clustersim.study.price_flags import usage
 from clustersim.study.validate import drawing, validate_network
 from clustersim.trace.record import TABLES
 from clustersim.units import UNITS, show
@@ -72,10 +75,31 @@ def command_page(name: str, command: click.Command) -> str:
             f"# clustersim {name}\n",
             _printed_from("clustersim/cli.py"),
             f"    clustersim {name} {usage}\n",
-            f"{cleandoc(command.help or '')}\n",
+            f"{_blocks_indented(cleandoc(command.help or ''))}\n",
             _table(("option", "what it does"), rows) if rows else "It has no options.\n",
+            *([] if name != "price" else sizes_of_kernels()),
         ]
     )
+
+
+def _blocks_indented(text: str) -> str:
+    """What click is told not to wrap, as code."""
+    return re.sub(r"^\x08\n((?:.+\n?)+)", lambda found: indent(found[1], "    "), text, flags=re.M)
+
+
+def sizes_of_kernels() -> list[str]:
+    """The flags of every kernel that `price` knows, and what they mean."""
+    asked: dict[str, list[str]] = {}
+    for name, flags in FLAGS.items():
+        asked.setdefault(usage(flags), []).append(f"`{name.replace('_', '-')}`")
+    meant = [(f"`--{flag}`", said.replace("<", "&lt;")) for flag, said in MEANINGS.items()]
+    return [
+        "## What each kernel is asked by\n",
+        "In brackets what may be left out, and what it is then. The columns of lists of kernels have\n"
+        "the same names, with `_` for `-`.\n",
+        _table(("kernel", "flags"), [(", ".join(names), f"`{words}`") for words, names in asked.items()]),
+        _table(("flag", "what it means"), meant),
+    ]
 
 
 def _spellings(option: click.Option) -> list[str]:

@@ -226,3 +226,40 @@ def test_an_option_may_name_a_config(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps(config("qwen3_30b_a3b")), "utf-8")
     model = read_scenario(tmp_path / "scenario.toml", ["model=other.json"]).model
     assert (model.name, model.experts) == ("other", 128)
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("/etc/passwd", "is neither a name from the catalogue nor the path of a Hugging Face config.json"),
+        ("../models", "is neither a name from the catalogue nor the path of a Hugging Face config.json"),
+        ("folder.json", "is not a file"),
+        ("list.json", "is JSON but not an object"),
+    ],
+)
+def test_what_is_no_config_is_said_so_without_a_guess_at_another(
+    tmp_path: Path, named: str, told: str
+) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "list.json").write_text("[1]", "utf-8")
+    (tmp_path / "lists.json").write_text("{}", "utf-8")
+    said = complaint(tmp_path, config("mixtral_8x7b"), SCENARIO.replace("config.json", named))
+    assert told in said and "did you mean" not in said and "\n" not in said
+
+
+def test_a_model_that_could_not_be_read_contradicts_no_deployment(tmp_path: Path) -> None:
+    dense = SCENARIO.replace("expert_parallel = 8\n", "")
+    told = complaint(tmp_path, config("llama_3_1_8b") | {"model_type": "lama"}, dense)
+    assert told.startswith("config.json: model_type") and "\n" not in told
+
+
+def test_a_wrong_model_is_told_before_deployments_of_it(tmp_path: Path) -> None:
+    told = complaint(tmp_path, config("mixtral_8x7b") | {"num_local_experts": 1, "vocab_size": 31})
+    assert "num_experts_per_tok: 2 is more than the 1 experts" in told and "expert_parallel" not in told
+
+
+def test_a_preview_says_that_fp4_is_multiplied_as_bf16(tmp_path: Path) -> None:
+    scenario = read(tmp_path, config("gpt_oss_120b"))
+    assert any("multiplied as bf16 (w4a16)" in note for note in preview(scenario, lay_out(scenario))["notes"])
+    there = read(tmp_path, config("gpt_oss_120b"), SCENARIO.replace("dgx_h100", "dgx_b200"))
+    assert not any("w4a16" in note for note in preview(there, lay_out(there))["notes"])

@@ -20,8 +20,9 @@ from clustersim.spec.gpus import gpu_named
 from clustersim.study import price_rows
 from clustersim.study.forms import TOLD, asked, forms_of, headers
 from clustersim.study.kernel_families import READERS
+from clustersim.study.kernel_flags import FLAGS, MEANINGS, PRODUCTS
 from clustersim.study.measured import measured
-from clustersim.study.price_flags import FLAGS, flags_of, price_flags
+from clustersim.study.price_flags import price_flags
 from clustersim.study.price_rows import SKIPPED, price_file
 
 GEMMS = """gpu,dtype,m,n,k
@@ -148,9 +149,9 @@ WRONG = {
     "header alone": ("gpu,dtype,m,n,k\n", "no row"),
     "ragged": (
         "gpu,dtype,m,n,k\nH100,bf16,1,1,1\nH100,bf16,1,1\n",
-        r"row 3: has 4 fields, but the header has 5",
+        r"line 3: has 4 fields, but the header has 5",
     ),
-    "not UTF-8": (b"gpu,dtype,m,n,k,note\nH100,bf16,1,1,1,\xe9t\xe9\n", "row 2: is not text in UTF-8"),
+    "not UTF-8": (b"gpu,dtype,m,n,k,note\nH100,bf16,1,1,1,\xe9t\xe9\n", "line 2: is not text in UTF-8"),
     "UTF-16": ("gpu,dtype,m,n,k\nH100,bf16,1,1,1\n".encode("utf-16"), "rows.csv"),
     "columns of nothing": ("when,where\n1,2\n", "no column that is known"),
     "columns of too little": ("gpu,dtype,op\nH100,bf16,add\n", "no kernel"),
@@ -231,23 +232,26 @@ def test_prices_of_a_file_go_to_standard_output_as_csv_or_as_json(
 # ---- by sizes -------------------------------------------------------------------------------------
 
 #: Flag → a value that every kernel takes.
-VALUES = {"counts": "12,0,7", "experts": "8", "heads": "16", "kv-heads": "8", "top-k": "2"}
+VALUES = {"experts": "8", "heads": "16", "kv-heads": "8", "top-k": "2"}
 
 
 def sizes(kernel: str) -> list[str]:
-    wanted = [flag for flag in flags_of(kernel).wanted if flag != "counts"]
-    words = [word for flag in wanted for word in (f"--{flag}", VALUES.get(flag, "128"))]
-    return [*words, "--counts", "12,0,7"] if "counts" in flags_of(kernel).defaults else words
+    words = [word for flag in FLAGS[kernel].wanted for word in (f"--{flag}", VALUES.get(flag, "128"))]
+    return [*words, "--counts", "12,0,7"] if "counts" in FLAGS[kernel].defaults else words
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", FLAGS)
 def test_every_kernel_can_be_asked_by_its_sizes(kernel: str) -> None:
     found = price_flags(kernel.replace("_", "-"), "h100_sxm", sizes(kernel))["prices"]
     assert len(found) == 1 and found[0]["seconds"] >= found[0]["roofline"] >= 0 < found[0]["seconds"]
 
 
-def test_the_table_of_flags_has_no_kernel_that_is_none() -> None:
-    assert set(FLAGS) <= set(KERNELS)
+def test_the_table_of_flags_has_every_kernel_and_no_other() -> None:
+    assert set(FLAGS) == set(KERNELS) | set(PRODUCTS)
+
+
+def test_every_flag_says_what_it_means() -> None:
+    assert set(MEANINGS) == {flag for flags in FLAGS.values() for flag in flags.all()}
 
 
 #: Kernel → flags, and the same call as a row of a measured form.
@@ -354,7 +358,10 @@ def test_several_values_give_every_combination() -> None:
             "gemm --gpu a100 --m 16 --n 16 --k 16 --dtype fp8",
             'a100_sxm does not compute in "fp8"; it has bf16',
         ),
-        ("gemm --gpu h100 --m 1 --n 2 --k 3 --dtype fp9", '"fp9" is not known .*did you mean "fp8"'),
+        (
+            "gemm --gpu h100 --m 1 --n 2 --k 3 --dtype fp9",
+            'fp9 is no known dtype .*did you mean "fp8"',
+        ),
         ("gemm --m 1 --n 2 --k 3", "--gpu missing"),
         ("gemm --gpu h100 --m 1..1e9 --n 1..1e9 --k 1..1e9", "these are 27,000 prices; at most 10,000"),
         ("gemm --gpu h100 --library trtlm --m 1 --n 2 --k 3", '"trtlm" is not known .*did you mean "trtllm"'),
@@ -387,3 +394,188 @@ def test_a_gpu_nobody_timed_is_priced_through_its_relative_and_says_so(
     assert _status(["price", "gemm", "--gpu", "h20,h100", "--m", "1,16", "--n", "4096", "--k", "7168"]) == 0
     page = capsys.readouterr().out
     assert "its own data sheet through what was measured of its relative" in page and "extrapolated" in page
+
+
+# ---- what is wrong, said in the words of who asks --------------------------------------------------
+
+
+HEADS = "attention-decode --gpu h100 --batch 1 --kv-len 5"
+EXPERTS = "experts --gpu h100 --hidden 64 --inter 64 --top-k 1"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("gemm --m --n 64", "gemm: --m has no value"),
+        ("gemm --gpu h100 --m 5 --n 64 --k 64 --skip", "--skip: is for files"),
+        ("gemm --gpu h100 --m 1e13 --n 1 --k 1", "--m 1e13 is more than 1,099,511,627,776, which no kernel"),
+        ("gemm --gpu h100 --m 1e400 --n 1 --k 1", "--m 1e400 is not a number"),
+        ("gemm --gpu h100 --m 1e12 --n 1e12 --k 9", "gemm --m 1000000000000 .* would take more than"),
+        ("attention-decode", r"asked by .*\[--head-dim 128\] .*\n  --batch  sequences"),
+        (f"{HEADS} --heads 8 --kv-heads 3", "--kv-heads 3 does not divide --heads 8$"),
+        (f"{HEADS} --heads 8 --kv-heads 16", "--kv-heads 16 does not divide --heads 8$"),
+        (f"{HEADS} --heads 8 --kv-heads 8 --kv-dtype fp4", "--kv-dtype fp4 is no known dtype"),
+        (f"{EXPERTS} --tokens 10 --experts 8 --ep 3", "--ep 3 does not divide --experts 8$"),
+        (f"{EXPERTS} --tokens 10 --experts 5000", "--experts 5000 is more than 4,096"),
+        (f"{EXPERTS} --tokens 10 --experts 8 --distribution zipf", "^--distribution zipf is no known load"),
+        (f"{EXPERTS} --tokens 10 --experts 8 --tp 3", "--tp 3 does not divide --inter 64$"),
+        (f"{EXPERTS} --tokens 10", "experts: --experts is missing, unless --counts"),
+        (f"{EXPERTS} --tokens 10 --experts 8 --counts 5,5", "--counts 5,5 are 2 experts of a rank, but"),
+        (f"{EXPERTS} --tokens 9 --experts 2 --counts 5,5", "--counts 5,5 sum to 10, but --tokens 9"),
+        (f"{EXPERTS} --tokens 4 --counts 5,5", "gets no token twice, and --tokens 4 are fewer"),
+        (f"{EXPERTS} --counts 5,5 --distribution uniform", "both say what the experts get"),
+        (f"{EXPERTS} --counts 0,0", "--counts 0,0: no expert has a token"),
+        ("gemm --gpu h100 --m 1 --n 1 --k 1 --dtype fp4", "multiplied as bf16 there: w4a16"),
+        ("gemm --gpu a100,h100 --m 1 --n 1 --k 1 --dtype fp4", "a100_sxm .*\n.*h100_sxm does not compute"),
+        ("gemm --gpu h100 --m 1 --n 1 --k 1 --out - --json", "both want standard output"),
+        ("x.csv --out - --json", "both want standard output"),
+    ],
+)
+def test_a_mistake_is_told_by_the_flag_as_it_was_given(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _status(["price", *words.split()]) == 2
+    streams = capsys.readouterr()
+    assert not streams.out and re.search(said, streams.err), streams.err
+    assert not re.search(r"line \d|moe_|topk|\d\.0\b", streams.err)
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ("attention_decode,h100,,1,5,8,3,,,", "line 2: kv_heads = 3 does not divide heads = 8"),
+        ("experts,h100,,,,,,10,8,3", "line 2: ep = 3 does not divide experts = 8"),
+        ("experts,h100,,,,,,1e13,8,1", "line 2: tokens = .* is more than 1,099,511,627,776, which no kernel"),
+        ("experts,h100,,,,,,many,8,1", "line 2: tokens = many is not a number"),
+        ("attention_decode,h100,fp4,1,5,8,8,,,", "line 2: kv_dtype = fp4 is no known dtype"),
+    ],
+)
+def test_a_mistake_in_a_list_is_told_by_its_columns(cells: str, said: str, tmp_path: Path) -> None:
+    names = "kernel,gpu,kv_dtype,batch,kv_len,heads,kv_heads,tokens,experts,ep,hidden,inter,top_k"
+    path = written(tmp_path, f"{names}\n{cells},64,64,1\n")
+    with pytest.raises(ClustersimError, match=said):
+        price_file(path)
+
+
+def test_a_kv_cache_is_no_narrower_than_models_keep_it(tmp_path: Path) -> None:
+    row = {**SAME["attention-decode"][1], "kv_cache_dtype": "fp4"}
+    path = written(tmp_path, as_csv({name: [str(value)] for name, value in row.items()}))
+    with pytest.raises(ClustersimError, match="kv_cache_dtype = fp4 is no known dtype"):
+        price_file(path, gpu="b200")
+    words = ["--batch", "2", "--kv-len", "1000", "--heads", "32", "--kv-heads", "8"]
+    narrow, eight = (
+        price_flags("attention-decode", "b200", [*words, *more])["prices"][0]["seconds"]
+        for more in (["--dtype", "fp4"], ["--dtype", "fp4", "--kv-dtype", "fp8"])
+    )
+    assert narrow == eight
+
+
+def test_kinds_of_mistakes_are_told_together_and_each_once(tmp_path: Path) -> None:
+    head = "gpu,dtype,m,n,k\n"
+    rows = ["h100,fp8,-1,5,5", "h100,fp8,0,5,5", "h1000x,fp8,1,5,5", "a100,fp8,1,5,5", "h100,fp9,1,5,5"]
+    with pytest.raises(ClustersimError) as caught:
+        price_file(written(tmp_path, head + "\n".join([*rows, "h100,fp8,1,1e400,5"])))
+    found = [line.partition(": ")[2] for line in str(caught.value).split("\n")]
+    assert len(found) == price_rows.MOST_KINDS
+    assert found[0].startswith("line 2: m = -1 is not a whole number from 1 on (and 1 more)")
+    for line, said in (
+        (4, "gpu = h1000x"),
+        (5, "a100_sxm does not"),
+        (6, "dtype = fp9"),
+        (7, "n = 1e400 is"),
+    ):
+        assert any(one.startswith(f"line {line}: {said}") for one in found), found
+
+
+def test_rows_whose_gpu_lacks_the_format_can_be_skipped(tmp_path: Path) -> None:
+    path = written(tmp_path, "gpu,dtype,m,n,k\na100,fp8,1,5,5\nh100,fp8,1,5,5\n")
+    with pytest.raises(ClustersimError, match=r"line 2: a100_sxm does not compute .*--skip"):
+        price_file(path)
+    found = price_file(path, skip=True)
+    assert [row["origin"] == SKIPPED for row in read(found.csv().decode())] == [True, False]
+    assert found.calls == {"gemm": 1}
+
+
+def test_of_several_gpus_those_that_lack_the_format_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["gemm", "--gpu", "h100,a100", "--m", "5", "--n", "64", "--k", "64", "--dtype", "fp8", "--json"]
+    assert _status(["price", *words]) == 0
+    streams = capsys.readouterr()
+    found = json.loads(streams.out)
+    assert [one["gpu"] for one in found["prices"]] == ["h100_sxm"]
+    assert "a100_sxm does not compute" in streams.err and len(found["left_out"]) == 1
+
+
+@pytest.mark.parametrize("kernel", FLAGS)
+def test_prices_by_flags_are_written_as_a_list_that_prices_the_same(kernel: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    assert _status(["price", kernel, "--gpu", "h100", *sizes(kernel), "--out", str(out)]) == 0
+    row = read(out.read_text())[0]
+    asked = {name: [value] for name, value in row.items() if name not in ("seconds", "origin")}
+    again = read(price_file(written(tmp_path, as_csv(asked))).csv().decode())[0]
+    assert (again["seconds"], again["origin"]) == (row["seconds"], row["origin"])
+
+
+def test_out_of_a_kernel_may_be_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        _status(["price", "gemm", "--gpu", "h100", "--m", "5,6", "--n", "64", "--k", "64", "--out", "-"]) == 0
+    )
+    assert [row["m"] for row in read(capsys.readouterr().out)] == ["5", "6"]
+
+
+def test_sizes_are_whole_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _status(f"price {EXPERTS} --counts 5,0 --json".split()) == 0
+    flags = json.loads(capsys.readouterr().out)["prices"][0]["flags"]
+    assert flags["counts"] == [5, 0] and all(not isinstance(value, float) for value in flags.values())
+
+
+@pytest.mark.parametrize(
+    ("known", "flags", "m", "n", "k"),
+    [
+        ("gate", "--tokens 64 --experts 128 --hidden 4096", 64, 128, 4096),
+        ("lm-head", "--tokens 64 --vocab 32000 --hidden 4096", 64, 32000, 4096),
+    ],
+)
+def test_a_product_costs_the_same_by_whatever_name(known: str, flags: str, m: int, n: int, k: int) -> None:
+    plain = price_flags("gemm", "h100", f"--m {m} --n {n} --k {k}".split())["prices"][0]
+    assert price_flags(known, "h100", flags.split())["prices"][0]["seconds"] == plain["seconds"]
+
+
+def test_a_mixed_batch_takes_the_sums_of_its_sequences() -> None:
+    one = dict(FLAGS["attention_mixed"].defaults) | {"new": 10.0, "prior": 90.0, "decode-batch": 4.0}
+    one |= {"kv-len": 50.0, "heads": 8.0, "kv-heads": 2.0}
+    found = FLAGS["attention_mixed"].columns(one)
+    pairs = sum(90 + new for new in range(1, 11))
+    assert (found["sequences"], found["tokens"], found["pairs"], found["context"]) == (1, 10, pairs, 100)
+    assert (found["decode_sequences"], found["decode_context"]) == (4, 200)
+
+
+class _Piped:
+    """Standard input as a pipe gives it."""
+
+    def __init__(self, content: bytes) -> None:
+        self.buffer = io.BytesIO(content)
+
+
+def test_rows_come_from_standard_input_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", _Piped(GEMMS.encode()))
+    assert _status(["price", "-", "--out", "-"]) == 0
+    assert capsys.readouterr().out == price_file(written(tmp_path, GEMMS)).csv().decode()
+    monkeypatch.setattr("sys.stdin", _Piped(GEMMS.replace("512,512", "0,512").encode()))
+    assert _status(["price", "-"]) == 2
+    assert "standard input: line 3: n = 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty; its first line should be the names of its columns"),
+        (b"\x7fELF\x02\x01\x00\x00\xff\xfe,m\n1,2\n", "is not text in UTF-8"),
+        (b"\x00m,n,k\n1,2\n", "is not text in UTF-8"),
+    ],
+)
+def test_what_is_no_table_is_told_in_words(content: bytes, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ClustersimError, match=said) as caught:
+        price_file(written(tmp_path, content))
+    assert "\\x" not in str(caught.value)

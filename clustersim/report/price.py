@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +26,7 @@ ORIGIN_SENTENCES = {
     "interpolated": "between timed calls of the same kernel, GPU and format",
     "extrapolated": "beyond what was timed, or from a relative of the GPU",
     "formula": "no curve speaks about it: parameters and data sheet alone",
-    "skipped": "no kernel speaks about the row",
+    "skipped": "no kernel speaks about the row, or its GPU lacks the format",
 }
 
 
@@ -81,9 +81,7 @@ def _several(found: Found, console: Console) -> None:
 
 def said_value(value: Any) -> str:
     """A flag's value as it was given."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ",".join(said_value(one) for one in value)
-    return f"{value:.0f}" if isinstance(value, float) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _reached(one: Found) -> float:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from math import isqrt
+from math import gcd, isqrt
 from typing import TypeAlias
 
 from clustersim.errors import nearest
@@ -92,7 +92,12 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
         found += islice(check_topology(topology), 100)
         found += check_faults(parts.faults, topology)
     if model:
-        found += check_model(model)
+        wrong = list(check_model(model))
+        found += wrong
+        if topology:
+            found += check_format(model, topology)
+        # A deployment that does not fit a wrong model may fit the right one.
+        model = None if wrong else model
     if workload:
         found += check_workload(workload)
     if parts.network:
@@ -101,8 +106,6 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
         found += check_ranks(deployment, model)
         found += check_experts(deployment.experts, deployment)
         found += check_kernels(deployment.kernels)
-    if topology and model:
-        found += check_format(model, topology)
     if topology and deployment:
         found += check_gpu_count(deployment, topology)
     if model and deployment:
@@ -401,7 +404,8 @@ def check_ranks(deployment: Deployment, model: Model | None) -> Findings:
                 yield ("deployment", name), f"{degree}, but {model.name} has no experts; leave it out"
         if deployment.experts != Experts():
             yield ("deployment", "experts"), f"{model.name} has no experts; leave it out"
-    elif tensor * data != expert * inner:
+    elif tensor * data != expert * inner and (model or expert * inner != 1):
+        # A model that could not be read may be one without experts.
         yield (
             ("deployment",),
             f"tensor_parallel {tensor} x data_parallel {data} = {tensor * data} ranks of a stage, "
@@ -466,7 +470,20 @@ def check_spread(deployment: Deployment, model: Model) -> Findings:
     """Each expert once: every rank holds the same number."""
     if model.experts % deployment.expert_parallel:
         problem = does_not_divide(deployment.expert_parallel, model.experts, "experts")
-        yield ("deployment", "expert_parallel"), problem
+        yield ("deployment", "expert_parallel"), problem + _uneven_ways(deployment, model)
+
+
+def _uneven_ways(deployment: Deployment, model: Model) -> str:
+    """Policies by which experts lie on ranks whose number does not divide theirs."""
+    ranks, experts = deployment.expert_parallel, model.experts
+    stage = deployment.tensor_parallel * deployment.data_parallel
+    if ranks > experts or ranks * deployment.expert_tensor_parallel != stage:
+        return ""
+    least, even = -(-experts // ranks), experts // gcd(experts, ranks)
+    return (
+        f'; or deployment.experts.policy = "explicit" with {least} experts on every rank, some of them '
+        f'copies, or "replicated" with per_gpu = {even}, {even * ranks // experts} copies of each'
+    )
 
 
 def check_replicated(deployment: Deployment, model: Model) -> Findings:

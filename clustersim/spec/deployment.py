@@ -84,7 +84,9 @@ class Deployment(Value):
     algorithms              which pattern each collective follows
     kernels                 library whose measured kernels price the computing: auto, trtllm, vllm, ...
                             (`clustersim catalogue calibration` lists them); where it has no such kernel,
-                            another's are taken
+                            another's are taken. auto is not the quickest: of the tables of the GPU itself
+                            the first in a fixed order, TensorRT-LLM's before vLLM's and others. vLLM's
+                            fp8_block products were timed with the host's launch of some 60 us in them
     """
 
     tensor_parallel: Count = 1

@@ -20,6 +20,9 @@ from clustersim.spec.positions import line_of
 #: Largest file that is read, bytes. A topology vertex by vertex of 100 000 GPUs fits.
 LARGEST_FILE = 16 * 2**20
 
+#: What is said of a file that is not there.
+NO_FILE = "there is no such file"
+
 Key: TypeAlias = str | int
 KeyPath: TypeAlias = tuple[Key, ...]
 
@@ -140,7 +143,7 @@ def read_bytes(path: Path) -> bytes:
     """A file's bytes. Raises DocumentError as above."""
     try:
         if not path.exists():
-            raise DocumentError("there is no such file")
+            raise DocumentError(NO_FILE)
         if not path.is_file():
             raise DocumentError("is not a file")
         with path.open("rb") as file:

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 from clustersim.errors import nearest
 from clustersim.spec import huggingface
 from clustersim.spec.documents import (
+    NO_FILE,
     Document,
     DocumentError,
     Finding,
@@ -187,6 +188,13 @@ class Resolver:
 
     def _catalogued(self, name: str, origin: Origin, kind: Kind, path: KeyPath, chain: Chain) -> Table:
         found = catalogue_name(kind.catalogue, name)
+        if found is None and kind.config and ("/" in name or "\\" in name):
+            problem = (
+                "is neither a name from the catalogue nor the path of a Hugging Face config.json, "
+                "relative to the file that names it"
+            )
+            self._note(origin, f'"{name}" {problem}', path)
+            return Table({}, origin, replaces=True)
         if found is None:
             self._note(origin, not_in_catalogue(kind.catalogue, name), path)
             return Table({}, origin, replaces=True)
@@ -258,7 +266,8 @@ class Resolver:
     ) -> None:
         """A file without readable text is the namer's mistake; one with broken text is its own."""
         if error.line is None:
-            self._note(origin, f'"{name}": {error.problem}{_near_file(document.folder, name)}', path)
+            near = _near_file(document.folder, name) if error.problem == NO_FILE else ""
+            self._note(origin, f'"{name}": {error.problem}{near}', path)
         else:
             self.findings.append(Finding(Origin(document, ()), error.problem, error.line))
             self.broken.add(path)

@@ -17,7 +17,7 @@ from clustersim.study.kernel_rows import (
     enough,
     formats,
     gpus,
-    kept_formats,
+    kv_formats,
     libraries,
     line_of,
     lines_of,
@@ -133,7 +133,7 @@ def _rows(file: str, kernel: str, table: Table, columns: Mapping[str, np.ndarray
     divides(kv_heads, "num_kv_heads", heads, "num_heads")
     called = "attn_dtype" if "kv_cache_dtype" in table else "dtype"
     form = formats(table, next((name for name in ("attn_dtype", "dtype") if name in table), called))
-    kv_form = kept_formats(table, ("kv_cache_dtype", "kv_dtype"), form)
+    kv_form = kv_formats(table, ("kv_cache_dtype", "kv_dtype"), form)
     named = libraries(table)
     return Rows(
         file=file,

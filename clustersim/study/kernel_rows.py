@@ -45,6 +45,8 @@ FORMATS = {
 }
 #: Formats of numbers that are only kept, by the same names.
 KEPT = {name: ours for name, ours in FORMATS.items() if ours != "w4a16"}
+#: Formats of KV caches, as models state them.
+KV_KEPT = {name: ours for name, ours in KEPT.items() if ours in ("bf16", "fp8")}
 
 #: What the files call the two ways to run a model.
 PHASES = {"prefill": "prefill", "context": "prefill", "decode": "decode", "generation": "decode"}
@@ -75,6 +77,20 @@ class MissingColumn(ClustersimError):
         near = next(filter(None, (nearest(name, there) for name in names)), "")
         wanted = " or ".join(f'"{name}"' for name in names)
         super().__init__(f"column {wanted} is missing{near}; there are {', '.join(there)}")
+
+
+class BadRows(ClustersimError):
+    """Rows that are wrong for one reason, told by the first of them.
+
+    rows     int64[M] in the table that was read, from 0
+    problem  what is wrong with the first
+    """
+
+    def __init__(self, rows: np.ndarray, problem: str) -> None:
+        self.rows = rows
+        more = len(rows) - 1
+        self.problem = f"{problem} (and {more:,} more)" if more else problem
+        super().__init__(f"line {int(rows[0]) + 2}: {self.problem}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +165,7 @@ def numbers(table: Table, name: str, at: np.ndarray | None = None) -> np.ndarray
     if values.dtype.kind not in "iufb":
         values = np.array([_number(text) for text in values.tolist()])
     found: np.ndarray = values.astype(np.float64)
-    _refuse(table, name, at, ~np.isfinite(found), "is not a number")
+    _refuse(table, name, at, ~np.isfinite(found), _NO_NUMBER)
     return found
 
 
@@ -171,8 +187,28 @@ def whole(
     Raises  ClustersimError with line and value of the first that is not
     """
     found = numbers(table, name, at)
-    _refuse(table, name, at, (found < least) | (found % 1 != 0), f"is not a whole number from {least} on")
+    _refuse(table, name, at, (found < least) | (found % 1 != 0), _not_whole(least))
     return _not_above(most, table, name, at, found)
+
+
+def size_problem(value: float, least: int = 1, most: int = MOST) -> str:
+    """What is wrong with one size, in the words of `whole`; "" for nothing."""
+    if not np.isfinite(value):
+        return _NO_NUMBER
+    if value < least or value % 1:
+        return _not_whole(least)
+    return _too_large(most) if value > most else ""
+
+
+_NO_NUMBER = "is not a number"
+
+
+def _not_whole(least: int) -> str:
+    return f"is not a whole number from {least} on"
+
+
+def _too_large(most: int) -> str:
+    return f"is more than {most:,}, which no kernel has"
 
 
 def experts(table: Table, name: str) -> np.ndarray:
@@ -189,10 +225,8 @@ def divides(parts: np.ndarray, by: str, amount: np.ndarray, name: str, at: np.nd
     wrong = amount % parts != 0
     if wrong.any():
         first = int(np.argmax(wrong))
-        raise ClustersimError(
-            f"line {line_of(first, at)}: {by} = {parts[first]:.0f} does not divide "
-            f"{name} = {amount[first]:.0f}"
-        )
+        problem = f"{by} = {parts[first]:.0f} does not divide {name} = {amount[first]:.0f}"
+        raise BadRows(_rows_at(wrong, at), problem)
 
 
 def shares(parts: np.ndarray, by: str, amount: np.ndarray, name: str, at: np.ndarray | None = None) -> None:
@@ -205,10 +239,14 @@ def enough(asked: np.ndarray, name: str, there: np.ndarray, at: np.ndarray | Non
     wrong = asked > there
     if wrong.any():
         first = int(np.argmax(wrong))
-        raise ClustersimError(
-            f"line {line_of(first, at)}: {name} = {asked[first]:.0f} is more than "
-            f"the {there[first]:.0f} there are"
-        )
+        problem = f"{name} = {asked[first]:.0f} is more than the {there[first]:.0f} there are"
+        raise BadRows(_rows_at(wrong, at), problem)
+
+
+def _rows_at(wrong: np.ndarray, at: np.ndarray | None) -> np.ndarray:
+    """int64[M] rows of the table where bool[N] is true, counted among those at `at`."""
+    places = np.flatnonzero(wrong)
+    return places if at is None else at[places]
 
 
 def line_of(place: int, at: np.ndarray | None) -> int:
@@ -259,18 +297,36 @@ def formats(table: Table, name: str = "dtype", at: np.ndarray | None = None) -> 
 
 
 def kept_formats(
-    table: Table, names: tuple[str, ...], default: np.ndarray, at: np.ndarray | None = None
+    table: Table,
+    names: tuple[str, ...],
+    default: np.ndarray,
+    at: np.ndarray | None = None,
+    known: Mapping[str, str] = KEPT,
 ) -> np.ndarray:
-    """str[M] formats in which numbers are only kept, such as those of a KV cache.
+    """str[M] formats in which numbers are only kept, such as weights.
 
     names    the column may have any of these
     default  str[M] where there is no such column, or nothing in it
+    known    what may stand there → our words
     """
     name = next((name for name in names if name in table), None)
     if name is None:
         return default
-    found = np.array(entries(table, name, {**KEPT, "": ""}, "dtype", at), dtype=str)
+    found = np.array(entries(table, name, {**known, "": ""}, "dtype", at), dtype=str)
     return np.where(found == "", default, found)
+
+
+def kv_formats(
+    table: Table, names: tuple[str, ...], form: np.ndarray, at: np.ndarray | None = None
+) -> np.ndarray:
+    """str[M] formats of KV caches; where nothing is said, as `kv_kept` of the kernel's own."""
+    default = np.array([kv_kept(one) for one in form.tolist()], dtype=str)
+    return kept_formats(table, names, default, at, KV_KEPT)
+
+
+def kv_kept(form: str) -> str:
+    """The format of a KV cache beside a kernel's own: as wide, but no narrower than fp8."""
+    return form if form in ("bf16", "") else "bf16" if form == "w4a16" else "fp8"
 
 
 def libraries(table: Table, at: np.ndarray | None = None) -> np.ndarray:
@@ -305,7 +361,7 @@ def _length(table: Table, at: np.ndarray | None) -> int:
 
 
 def _not_above(most: int, table: Table, name: str, at: np.ndarray | None, found: np.ndarray) -> np.ndarray:
-    _refuse(table, name, at, found > most, f"is more than {most:,}, which no kernel has")
+    _refuse(table, name, at, found > most, _too_large(most))
     return found
 
 
@@ -320,10 +376,8 @@ def _refuse(table: Table, name: str, at: np.ndarray | None, wrong: np.ndarray, p
     """Raises ClustersimError that names the first wrong row, and how many more there are."""
     if not wrong.any():
         return
-    line = line_of(int(np.argmax(wrong)), at)
-    more = int(wrong.sum()) - 1
-    told = f" (and {more} more)" if more else ""
-    raise ClustersimError(f"line {line}: {name} = {shown(table[name][line - 2])} {problem}{told}")
+    rows = _rows_at(wrong, at)
+    raise BadRows(rows, f"{name} = {shown(table[name][rows[0]])} {problem}")
 
 
 def shown(entry: Any) -> str:

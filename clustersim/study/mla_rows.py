@@ -23,6 +23,7 @@ from clustersim.study.kernel_rows import (
     formats,
     gpus,
     kept_formats,
+    kv_formats,
     libraries,
     line_of,
     phases,
@@ -128,7 +129,7 @@ def _narrow(table: Table, at: np.ndarray) -> np.ndarray:
     with 16 heads on an H100, where HBM allows 0.34 in bf16 and 0.17 in fp8): the cache was bf16.
     """
     own = kept_formats(table, ("mla_dtype",), np.full(len(at), ""), at)
-    kept = kept_formats(table, ("kv_cache_dtype", "kv_dtype"), own, at)
+    kept = kv_formats(table, ("kv_cache_dtype", "kv_dtype"), own, at)
     if (kept == "").any():
         formats(table, "kv_cache_dtype", at)
     narrow = kept != "bf16"
@@ -160,7 +161,7 @@ def infersim_mla_rows(table: Table, file: str) -> list[Rows]:
 
 def _infersim(table: Table, file: str, phase: str, at: np.ndarray) -> Rows:
     form = formats(table, "dtype", at)
-    narrow = kept_formats(table, ("kv_dtype", "kv_cache_dtype"), form, at) != "bf16"
+    narrow = kv_formats(table, ("kv_dtype", "kv_cache_dtype"), form, at) != "bf16"
     columns = call_columns(
         phase,
         whole(table, "num_heads", at) if "num_heads" in table else _heads(table, at),

@@ -26,6 +26,7 @@ from clustersim.plan.topology import summary as topology_summary
 from clustersim.serving.arrivals import requests
 from clustersim.serving.batching import Pass, microbatches
 from clustersim.serving.router import ROUTERS
+from clustersim.spec.formats import multiplied_as
 from clustersim.spec.model import Model
 from clustersim.spec.reading import read_catalogue
 from clustersim.spec.scenario import Scenario
@@ -163,6 +164,17 @@ def _algorithms(graph: StepGraph, routes: Routes) -> dict[str, dict[str, float]]
     return {kind: {name: n / ways.total() for name, n in ways.items()} for kind, ways in found.items()}
 
 
+def _unpacked(model: Model, layout: Layout) -> list[str]:
+    """What is said of weights in a format that the GPU has no rate for."""
+    gpu = layout.topology.gpu
+    held = [fmt for fmt in model.formats if multiplied_as(gpu, fmt) != fmt]
+    return [
+        f"{gpu.name} does not compute in {fmt}: weights in {fmt} are unpacked and multiplied as bf16 "
+        f"({multiplied_as(gpu, fmt)})."
+        for fmt in held
+    ]
+
+
 def _notes(scenario: Scenario, layout: Layout) -> list[str]:
     model = scenario.model
     found, stated = total_parameters(model), model.stated_parameters
@@ -183,6 +195,7 @@ def _notes(scenario: Scenario, layout: Layout) -> list[str]:
             f"Routers of this model choose {model.groups_chosen} of {model.expert_groups} groups of experts "
             "first. Here every expert is chosen by itself: tokens go to more GPUs than they would."
         )
+    notes += _unpacked(model, layout)
     if model.mtp_layers:
         notes.append(
             f"The model predicts further tokens with {model.mtp_layers} more layers; they are neither run "

@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from clustersim.errors import ClustersimError, nearest
-from clustersim.physics.kernels import AUTO, KERNELS, LIBRARIES
-from clustersim.spec.formats import formats_of, rate_key
+from clustersim.physics.kernels import AUTO, LIBRARIES
+from clustersim.spec.formats import formats_of, multiplied_as, rate_key
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.kernel_tables import fitted_parameters
+from clustersim.study.kernel_flags import FLAGS
+
+#: Instead of a file's name: standard input.
+STANDARD_INPUT = "-"
+#: s: a kernel that takes longer is a mistake in its sizes.
+LONGEST = 1e6
+TOO_LONG = f"would take more than {LONGEST:g} s; no kernel is so large"
 
 
 def kernel_asked(what: str) -> str:
@@ -17,25 +24,23 @@ def kernel_asked(what: str) -> str:
     Raises   ClustersimError where it is neither
     """
     name = what.replace("-", "_")
-    if name in KERNELS:
+    if name in FLAGS:
         return name
-    if Path(what).suffix or Path(what).exists():
+    if what == STANDARD_INPUT or Path(what).suffix or Path(what).exists():
         return ""
-    kernels = [kernel.replace("_", "-") for kernel in KERNELS]
+    kernels = [kernel.replace("_", "-") for kernel in FLAGS]
     raise ClustersimError(
         f'"{what}" is no kernel{nearest(what, kernels)} and no file; kernels are {", ".join(kernels)}'
     )
 
 
-def check_format(gpu: Gpu, form: str, where: str) -> None:
-    """Raises ClustersimError where a GPU does not compute in a format.
-
-    where   what asked for it, for the message
-    """
-    if rate_key(form) not in gpu.flop_rate:
-        raise ClustersimError(
-            f'{where}: {gpu.name} does not compute in "{form}"; it has {", ".join(formats_of(gpu))}'
-        )
+def lacks_format(gpu: Gpu, form: str) -> str:
+    """Why a GPU does not compute in a format, and what it does instead; "" where it does."""
+    if rate_key(form) in gpu.flop_rate:
+        return ""
+    there = f'{gpu.name} does not compute in "{form}"; it has {", ".join(formats_of(gpu))}'
+    other = multiplied_as(gpu, form)
+    return there if other == form else f"{there}; weights in {form} are multiplied as bf16 there: {other}"
 
 
 def check_library(name: str) -> None:

@@ -14,24 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.errors import ClustersimError, nearest
+from clustersim.errors import ClustersimError, Mistake, ScenarioError, nearest
 from clustersim.physics.calibration import ORIGINS
 from clustersim.physics.kernels import AUTO, KERNELS, price_calls
 from clustersim.spec.gpus import gpu_named
 from clustersim.study.forms import forms_of, known_columns
 from clustersim.study.kernel_families import rows_of_table
 from clustersim.study.kernel_lists import LIST, is_list, list_columns, list_rows
-from clustersim.study.kernel_rows import MissingColumn, Rows, groups, taken
+from clustersim.study.kernel_rows import BadRows, MissingColumn, Rows, groups, taken
 from clustersim.study.measured import Table
-from clustersim.study.price import check_format
-from clustersim.trace.csv import Sheet, check_place, plain, read_known, write_text
+from clustersim.study.price import LONGEST, TOO_LONG, lacks_format
+from clustersim.trace.csv import Sheet, check_place, named, plain, read_known, write_text
 
 #: Rows of one file at most; a million take about a gigabyte of memory.
 MOST_ROWS = 2_000_000
-#: s: a kernel that takes longer is a mistake in its sizes.
-LONGEST = 1e6
 #: Rows that are priced at a time.
 BLOCK = 50_000
+#: Kinds of mistakes that are told at once.
+MOST_KINDS = 5
 
 #: What is added to every row. A sum of several kernels has one more column for each.
 ADDED = ("seconds", "origin")
@@ -41,7 +41,7 @@ PARTS = {"expert_up": "gate_up", "expert_down": "down"}
 SKIPPED = "skipped"
 _NONE = -1
 
-_LINE = re.compile(r"^line (\d+)")
+_LINE = re.compile(r"^line (\d+)", re.M)
 
 
 @dataclass(slots=True, eq=False)
@@ -78,13 +78,15 @@ class PricedRows:
 def price_file(path: Path, gpu: str = "", library: str = AUTO, skip: bool = False) -> PricedRows:
     """Prices every row of a file.
 
+    path     "-" is standard input
     gpu      prices all rows on this one, whatever the file says; "" for the column `gpu`
     library  whose kernels; AUTO for the column `framework`, or whoever was measured
-    skip     leave rows without a price that no kernel speaks about, instead of refusing the file
+    skip     leave rows without a price that no kernel speaks about or whose GPU lacks the format, instead of
+             refusing the file
     Raises   ClustersimError with the file's name and line for whatever is wrong
     """
     called = gpu_named(gpu).name if gpu else ""
-    sheet = read_known(path, known_columns() | list_columns(), MOST_ROWS)
+    sheet = _sheet(path)
     lines = sheet.lines()
     header = lines[0][1].decode()
     try:
@@ -93,19 +95,27 @@ def price_file(path: Path, gpu: str = "", library: str = AUTO, skip: bool = Fals
         found = PricedRows(form, [text.decode() for _, text in lines], *_nothing(sheet.length))
         for start in range(0, sheet.length, BLOCK):
             stop = min(start + BLOCK, sheet.length)
-            _price_block(found, _table(sheet, start, stop, called), start, library)
+            _price_block(found, _table(sheet, start, stop, called), start, library, skip)
         if not skip:
             _refuse_unpriced(found, sheet, header)
     except MissingColumn as error:
         # The readers see no column whose name they do not know, where a slip of the pen may stand.
         raise ClustersimError(
-            f"{path}: line {lines[0][0]}: {MissingColumn(*error.names, header=sheet.header)}"
+            f"{named(path)}: line {lines[0][0]}: {MissingColumn(*error.names, header=sheet.header)}"
         ) from error
     except ClustersimError as error:
-        raise ClustersimError(
-            f"{path}: {_with_lines(str(error), [number for number, _ in lines])}"
-        ) from error
+        said = _with_lines(str(error), [number for number, _ in lines]).split("\n")
+        raise ClustersimError("\n".join(f"{named(path)}: {one}" for one in said)) from error
     return found
+
+
+def _sheet(path: Path) -> Sheet:
+    try:
+        return read_known(path, known_columns() | list_columns(), MOST_ROWS)
+    except ScenarioError as error:
+        # Rows are counted as lines, and called so here.
+        told = [Mistake(re.sub(r"^row\b", "line", one.place), one.problem) for one in error.mistakes]
+        raise ScenarioError(error.file, told) from None
 
 
 def _nothing(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,26 +188,52 @@ def _values(words: Sequence[str]) -> np.ndarray:
     """As the measured tables hold them: a gap is NaN among numbers, and "" among words."""
     for kind in (np.int64, np.float64):
         try:
-            if any(words):
-                return np.array([kind(word or "nan") for word in words], dtype=kind)
+            found = np.array([kind(word or "nan") for word in words], dtype=kind)
         except (ValueError, OverflowError):
             continue
+        # What is too large for a number is told as it stands there.
+        if any(words) and not np.isinf(found).any():
+            return found
     # Not of fixed width: one long entry would make all others as long.
     return np.array(words, dtype=object)
 
 
-def _price_block(found: PricedRows, table: Table, start: int, library: str) -> None:
-    try:
-        for rows in _rows(table, found.form):
-            _price(found, rows, start, library)
-    except MissingColumn:
-        raise
-    except ClustersimError as error:
-        raise ClustersimError(_LINE.sub(lambda place: f"line {int(place[1]) + start}", str(error))) from error
+def _price_block(found: PricedRows, table: Table, start: int, library: str, skip: bool) -> None:
+    """Prices some rows; where rows are wrong, the others are read again for further kinds of mistakes."""
+    kept = np.arange(len(next(iter(table.values()))))
+    told: list[tuple[int, str]] = []
+    while len(kept) and len(told) < MOST_KINDS:
+        try:
+            some = {name: values[kept] for name, values in table.items()} if told else table
+            for rows in _rows(some, found.form):
+                _price(found, rows, kept + start, library, skip)
+        except MissingColumn:
+            raise
+        except ClustersimError as error:
+            bad, problem = _wrong(error)
+            told.append((int(kept[bad[0]]) + start, problem))
+            kept = np.delete(kept, bad)
+        else:
+            break
+    if told:
+        raise ClustersimError("\n".join(f"line {row + 2}: {problem}" for row, problem in sorted(told)))
 
 
-def _price(found: PricedRows, rows: Rows, start: int, library: str) -> None:
-    """Adds the prices of one kernel to its rows."""
+def _wrong(error: ClustersimError) -> tuple[np.ndarray, str]:
+    """The rows that an error speaks of, and what it says of them."""
+    if isinstance(error, BadRows):
+        return error.rows, error.problem
+    line = _LINE.match(str(error))
+    if line is None:
+        raise error
+    return np.array([int(line[1]) - 2]), str(error)[line.end() :].removeprefix(": ")
+
+
+def _price(found: PricedRows, rows: Rows, places: np.ndarray, library: str, skip: bool) -> None:
+    """Adds the prices of one kernel to its rows.
+
+    places   int64[N] row of the table → row of the file
+    """
     if not len(rows):
         return
     kernel = KERNELS[rows.kernel]
@@ -205,14 +241,20 @@ def _price(found: PricedRows, rows: Rows, start: int, library: str) -> None:
     for (gpu_name, form, whose), chosen in groups(rows):
         gpu = gpu_named(gpu_name)
         few = taken(rows, chosen)
-        check_format(gpu, form, f"line {few.row[0] + 2}")
+        lacking = lacks_format(gpu, form)
+        if lacking and not skip:
+            raise BadRows(few.row, f"{lacking}; --skip leaves such rows without a price")
+        if lacking:
+            continue
         asked = whose or AUTO if library == AUTO else library
         with np.errstate(over="ignore", invalid="ignore"):
             priced = price_calls(kernel, gpu, form, few.columns, asked)
         _refuse_endless(priced.seconds, few)
         seconds[chosen], origin[chosen], outside[chosen] = priced.seconds, priced.origin, priced.outside
-    at = rows.row + start
-    found.calls[rows.kernel] = found.calls.get(rows.kernel, 0) + len(rows)
+    at = places[rows.row]
+    count = int((origin != _NONE).sum())
+    if count:
+        found.calls[rows.kernel] = found.calls.get(rows.kernel, 0) + count
     if rows.kernel in PARTS and found.form != LIST:
         found.parts.setdefault(rows.kernel, np.full(len(found.seconds), np.nan))[at] = seconds
     before = np.where(found.origin[at] == _NONE, 0.0, found.seconds[at])
@@ -224,8 +266,7 @@ def _price(found: PricedRows, rows: Rows, start: int, library: str) -> None:
 def _refuse_endless(seconds: np.ndarray, rows: Rows) -> None:
     endless = ~(seconds < LONGEST)
     if endless.any():
-        row = int(rows.row[int(np.argmax(endless))])
-        raise ClustersimError(f"line {row + 2}: would take more than {LONGEST:g} s; no kernel is so large")
+        raise BadRows(rows.row[endless], TOO_LONG)
 
 
 def _refuse_unpriced(found: PricedRows, sheet: Sheet, header: str) -> None:
@@ -260,7 +301,7 @@ def summary(found: PricedRows, path: Path, out: Path | None) -> dict[str, Any]:
             share = float(np.nansum(found.seconds[chosen])) / total if total else 0.0
             origins[name] = {"rows": int(chosen.sum()), "share": share}
     return {
-        "file": str(path),
+        "file": named(path),
         "out": None if out is None else str(out),
         "form": found.form,
         "rows": len(found.seconds),

@@ -11,12 +11,15 @@ import gzip
 import math
 import os
 import re
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -110,7 +113,7 @@ class Sheet:
     def check(self) -> None:
         """Raises ScenarioError if there are mistakes."""
         if self.mistakes:
-            raise ScenarioError(str(self.path), self.mistakes)
+            raise ScenarioError(named(self.path), self.mistakes)
 
     def line(self, row: int) -> int:
         """The number that a row, counted from 0 under the header, has as a line of the file."""
@@ -167,8 +170,13 @@ def read_known(path: Path, known: Collection[str], most_rows: int = MOST_ROWS) -
         try:
             line.decode("utf-8")
         except UnicodeDecodeError:
-            raise ScenarioError(str(path), [Mistake(f"row {number}", "is not text in UTF-8")]) from None
+            raise ScenarioError(named(path), [Mistake(f"row {number}", "is not text in UTF-8")]) from None
     return sheet
+
+
+def named(path: Path) -> str:
+    """What a file is called in messages; "-" is standard input."""
+    return "standard input" if str(path) == "-" else str(path)
 
 
 def plain(name: str) -> str:
@@ -201,9 +209,11 @@ def _sheet(path: Path, content: bytearray, header: list[str], columns: Mapping[s
     except (pa.ArrowException, ValueError) as error:
         raise _refusal(path, content, header, columns, str(error)) from None
     if content.count(b'"') and sum(1 for _ in _lines(content)) != table.num_rows + 1:
-        raise ScenarioError(str(path), [Mistake("", "a field in quotes holds a line break; none is allowed")])
+        raise ScenarioError(
+            named(path), [Mistake("", "a field in quotes holds a line break; none is allowed")]
+        )
     if not table.num_rows:
-        raise ScenarioError(str(path), [Mistake("", "holds no row under its header")])
+        raise ScenarioError(named(path), [Mistake("", "holds no row under its header")])
     sheet = Sheet(path, found, table.num_rows, content, header)
     for name in (name for name, kind in columns.items() if kind == "number"):
         _refuse_infinite(sheet, name)
@@ -293,7 +303,7 @@ def _content(path: Path) -> bytearray:
     """All of a file, decompressed if its name ends in `.gz`."""
     content = bytearray()
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with _opened(path) as file:
             while piece := file.read(_PIECE):
                 content += piece
                 if len(content) > MOST_BYTES:
@@ -307,22 +317,29 @@ def _content(path: Path) -> bytearray:
     return content
 
 
+def _opened(path: Path) -> AbstractContextManager[IO[bytes]]:
+    if str(path) == "-":
+        return nullcontext(sys.stdin.buffer)
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
 def _refused(path: Path, problem: str) -> ScenarioError:
-    return ScenarioError(str(path), [Mistake("", _one_line(problem))])
+    return ScenarioError(named(path), [Mistake("", _one_line(problem))])
 
 
 def _header(path: Path, content: bytearray, columns: Mapping[str, str]) -> list[str]:
     """The names in the first line, in which each wanted one stands just once."""
     # Any line end counts; what follows the first two MiB is no header.
     first = next(_lines(content[: 1 << 21]), None)
-    wanted = ",".join(columns)
+    wanted = ",".join(columns) or "the names of its columns"
     if first is None:
         raise _refused(path, f"is empty; its first line should be {wanted}")
     try:
         header = _fields(first[1])
     except csv.Error as error:
         raise _refused(path, f"{error}; its first line should be {wanted}") from None
-    if not (_is_text("".join(header)) or set(columns) <= set(header)):
+    known = bool(columns) and set(columns) <= set(header)
+    if not known and ("\0" in "".join(header) or not _is_text("".join(header))):
         raise _refused(path, f"is not text in UTF-8; its first line should be {wanted}")
     mistakes = []
     for name in columns:
@@ -333,7 +350,7 @@ def _header(path: Path, content: bytearray, columns: Mapping[str, str]) -> list[
             )
             mistakes.append(Mistake(f"row {first[0]}, column {name}", f"{problem}; there must be {wanted}"))
     if mistakes:
-        raise ScenarioError(str(path), mistakes)
+        raise ScenarioError(named(path), mistakes)
     return header
 
 
@@ -363,7 +380,9 @@ def _refusal(
     found = list(islice(_wrong_rows(content, header, columns), _MOST_MISTAKES + 1))
     if len(found) > _MOST_MISTAKES:
         found[-1] = Mistake("", "there are more mistakes like these")
-    return ScenarioError(str(path), found) if found else _refused(path, f"cannot be read as a table: {said}")
+    return (
+        ScenarioError(named(path), found) if found else _refused(path, f"cannot be read as a table: {said}")
+    )
 
 
 def _wrong_rows(content: bytearray, header: list[str], columns: Mapping[str, str]) -> Iterator[Mistake]:
