@@ -117,19 +117,22 @@ def _alone(gpu: Gpu, p: ExpertParameters, c: Columns, moved: np.ndarray, product
 
 
 def share_of(part: str) -> _Seconds:
-    """Which share of a whole layer's time a part of it has: up, activation and down share everything that is
-    in a layer in proportion to their own work, so that they add up to the measured layer."""
+    """Which share of a whole layer's time a part of it has.
+
+    Nobody timed the parts of these layers, so up, activation and down share all that is in a layer in
+    proportion to what a further row costs each: a share that does not depend on the batch, so that parts rise
+    with it as the measured layer does and add up to it.
+    """
 
     def share(gpu: Gpu, form: str, p: ExpertParameters, c: Columns) -> np.ndarray:
-        work = {
-            "up": _product(gpu, form, p, c, *_up(c)),
-            "down": _product(gpu, form, p, c, *_down(c)),
-            "activation": ACTIVATION_PASSES
-            * c["counts"].sum(axis=1)
-            * _up(c)[0]
-            * (WIDE / gpu.memory_bandwidth),
+        rate = p.reach * flop_rate_of(gpu, form)
+        (wide, deep), (back, inner) = _up(c), _down(c)
+        per_row = {
+            "up": 2.0 * wide * deep / rate,
+            "activation": ACTIVATION_PASSES * wide * WIDE / gpu.memory_bandwidth,
+            "down": 2.0 * back * inner / rate,
         }
-        return np.asarray(work[part] / sum(work.values()))
+        return np.asarray(per_row[part] / sum(per_row.values()))
 
     return share
 
