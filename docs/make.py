@@ -105,6 +105,7 @@ PLACES = {
     "Mla": "[model.mla]",
     "Deployment": "[deployment]",
     "Experts": "[deployment.experts]",
+    "Rebalance": "[deployment.experts.rebalance]",
     "Algorithms": "[deployment.algorithms]",
     "Workload": "[workload]",
     "Gating": "[gating]",

@@ -66,7 +66,7 @@ def simulate(
         env.run(until=env.process(_whole(env, replica, scenario, over)))
     except Deadlock as error:
         raise ClustersimError(_deadlock(error.links, links)) from error
-    replica.write_requests()
+    replica.write()
     ledger.write_sums()
     _machine_rows(recorder, scenario, layout, ledger)
     _memory_rows(recorder, scenario, layout, pool)

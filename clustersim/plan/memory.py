@@ -26,7 +26,7 @@ from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import Workload
 from clustersim.units import show
 
-PARTS = ("weights", "kv", "activations", "exchange buffers")
+PARTS = ("weights", "kv", "activations", "exchange buffers", "rebalancing buffers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,13 @@ class Need:
     kv: float
     activations: float
     exchange_buffers: float
+    rebalancing_buffers: float = 0.0
 
     def parts(self) -> dict[str, float]:
-        """By the names of PARTS."""
-        values = (self.weights, self.kv, self.activations, self.exchange_buffers)
-        return dict(zip(PARTS, values, strict=True))
+        """By the names of PARTS; the last only where experts move."""
+        values = (self.weights, self.kv, self.activations, self.exchange_buffers, self.rebalancing_buffers)
+        found = dict(zip(PARTS, values, strict=True))
+        return found if self.rebalancing_buffers else {part: found[part] for part in PARTS[:-1]}
 
     @property
     def total(self) -> float:
@@ -133,6 +135,7 @@ def need(model: Model, deployment: Deployment, workload: Workload, stage: int) -
     activations       three copies of the residual stream (itself, normed, summed), queries, keys and
                       values, and the experts' inner activations
     exchange_buffers  tokens sent and received by dispatch and combine
+    rebalancing_buffers  weights that have come for a layer, while the old ones still serve
     """
     d, m, tp = deployment, model, deployment.tensor_parallel
     size = FORMAT_BYTES[PLAIN]
@@ -145,7 +148,24 @@ def need(model: Model, deployment: Deployment, workload: Workload, stage: int) -
         kv=ceil(sequences) * kv_bytes(m, d, stage, kv_tokens(workload)),
         activations=size * (tokens * (3 * m.hidden + _head_numbers(m, tp)) + _inner_numbers(m, d, tokens)),
         exchange_buffers=per_choice * own * m.top_k * d.expert_tensor_parallel,
+        rebalancing_buffers=_staged(m, d, stage),
     )
+
+
+def expert_bytes(model: Model, deployment: Deployment) -> float:
+    """Weights of one expert of a layer on one of the ranks that share it."""
+    numbers = expert_parameters(model) / deployment.expert_tensor_parallel
+    return numbers * FORMAT_BYTES[model.expert_numbers]
+
+
+def _staged(m: Model, d: Deployment, stage: int) -> float:
+    """Weights of experts that may be on their way to one rank at once: every place of so many layers."""
+    how = d.experts.rebalance
+    if not how.every or not m.experts:
+        return 0.0
+    layers = sum(m.has_experts(layer) for layer in layers_of(m.layers, d.pipeline_parallel, stage))
+    together = min(how.layers_at_once or layers, layers)
+    return together * slots_of(d, m.experts) * expert_bytes(m, d)
 
 
 def _head_numbers(m: Model, tp: int) -> float:

@@ -6,7 +6,32 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from clustersim.spec.quantities import Count, Fraction, Value
+from clustersim.spec.quantities import Count, Fraction, Time, Value, Whole
+
+
+class Rebalance(Value):
+    """How often experts are placed anew while the model runs, and how their weights get there.
+
+    every           steps from one planning to the next; 0: never. A plan that is due while weights
+                    still move waits until they have come
+    window          steps before a planning whose loads it goes by, or as many as there were
+    transfer        stop: no pass begins while weights move; background: weights share the links with
+                    the passes, which take the new places of a layer when its weights have come
+    layers_at_once  layers of a pipeline stage whose weights move together and need buffers; 0: all
+    planning_time   time from the planning's last observed step to the plan, on the host; GPUs go on
+    threshold       imbalance (largest / mean load of the EP ranks, mean over layers) below which
+                    nothing moves
+    least_gain      a layer moves only if the plan lowers its imbalance under the observed loads by this
+                    share or more. The default is a guess: less is within the noise of few tokens
+    """
+
+    every: Whole = 0
+    window: Count = 16
+    transfer: Literal["stop", "background"] = "stop"
+    layers_at_once: Whole = 1
+    planning_time: Time = 0.0
+    threshold: Annotated[float, Field(ge=1.0)] = 1.0
+    least_gain: Fraction = 0.05
 
 
 class Experts(Value):
@@ -24,6 +49,7 @@ class Experts(Value):
                     model's: libraries that dispatch fp8 combine bf16
     start        all_arrived: when every sender's tokens are there; expert_complete: as soon as all
                  tokens of one expert are (by_expert only)
+    rebalance    when experts are placed anew while the model runs
     """
 
     policy: Literal["contiguous", "round_robin", "replicated", "explicit"] = "contiguous"
@@ -33,6 +59,7 @@ class Experts(Value):
     combine_format: Literal["bf16", "fp8"] = "bf16"
     service: Literal["grouped", "by_expert"] = "grouped"
     start: Literal["all_arrived", "expert_complete"] = "all_arrived"
+    rebalance: Rebalance = Rebalance()
 
     @field_validator("slots", mode="before")
     @classmethod

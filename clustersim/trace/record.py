@@ -98,7 +98,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "waited_for": ("int32", "rank most waited for, -1 for none"),
     },
     "flows": {
-        "token_batch": ("int32", "token batch it served"),
+        "token_batch": ("int32", "token batch it served; -1 for weights of experts that move"),
         "operator": ("text", "exchange it was part of"),
         "layer": ("int32", "layer, -1 outside the layers"),
         "source": ("int32", "sending rank"),
@@ -160,9 +160,36 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "length": ("int64", "tokens in the queue when service began"),
         "wait": ("float64", "time in the queue summed over its tokens, token-seconds"),
     },
+    "rebalances": {
+        "rebalance": ("int32", "number of the planning, in order"),
+        "observed": ("float64", "when the first step began whose loads it went by, s"),
+        "planned": ("float64", "when planning began, with the loads of the steps done by then, s"),
+        "ready": ("float64", "when the plan was there, s; NaN: the run was over before"),
+        "began": ("float64", "when the first weights began to move, s; NaN: nothing moved"),
+        "ended": ("float64", "when the last layer stood at its new places, s; NaN: it never did"),
+        "layers": ("int32", "layers with new places"),
+        "copies": ("int64", "expert copies that the plan brought to another rank"),
+        "bytes": ("float64", "weights that came over links, all shares of an expert counted"),
+        "stopped": ("float64", "time in which passes waited for the weights and none was under way, s"),
+        "before": (
+            "float64",
+            "imbalance of the places as they were, under the observed loads: largest / "
+            "mean tokens over the EP ranks, mean over layers; copies share their expert's tokens alike",
+        ),
+        "foreseen": ("float64", "the same of the places as planned"),
+        "after": ("float64", "the same under the loads of as many steps after the move; NaN: none came"),
+        "unmoved": ("float64", "imbalance of the old places under these later loads; NaN: none came"),
+    },
+    "placements": {
+        "token_batch": ("int32", "token batch; rows only where experts may be placed anew"),
+        "layer": ("int32", "layer"),
+        "mean": ("float64", "tokens that came to an EP rank in the mean"),
+        "busiest": ("int64", "tokens of the EP rank that got most"),
+        "first": ("int64", "tokens of the EP rank that would have got most at the first places"),
+    },
     "memory": {
         "rank": ("int32", "rank"),
-        "part": ("text", "weights, kv, activations or exchange buffers"),
+        "part": ("text", "weights, kv, activations, exchange buffers or rebalancing buffers"),
         "bytes": ("float64", "HBM it takes at most"),
     },
     "ranks": {
