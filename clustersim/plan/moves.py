@@ -59,12 +59,13 @@ def settled(old: np.ndarray, wished: np.ndarray, ranks: int, domain: np.ndarray)
 
 
 def _paired(held: np.ndarray, meant: np.ndarray) -> list[tuple[int, int]]:
-    """Rank → whose wish it takes; the most in common first, then every rank its own, then in order."""
+    """Rank, and whose wish it takes: the most experts in common first, then its own, then in order."""
     n, experts = len(held), int(max(held.max(), meant.max())) + 1
-    holds, wants = (np.stack([np.bincount(row, minlength=experts) for row in rows]) for rows in (held, meant))
-    common = np.minimum(holds[:, None, :], wants[None, :, :]).sum(axis=2)
-    own = 2 * common + np.eye(n, dtype=common.dtype)
-    order = np.argsort(-own, axis=None, kind="stable")
+    holds, wants = (
+        np.stack([np.bincount(row, minlength=experts) > 0 for row in rows]) for rows in (held, meant)
+    )
+    common = (holds[:, None, :] & wants[None, :, :]).sum(axis=2)
+    order = np.argsort(-(2 * common + np.eye(n, dtype=np.int64)), axis=None, kind="stable")
     pairs: list[tuple[int, int]] = []
     taken: set[int] = set()
     given: set[int] = set()
@@ -74,7 +75,9 @@ def _paired(held: np.ndarray, meant: np.ndarray) -> list[tuple[int, int]]:
             pairs.append((rank, other))
             taken.add(rank)
             given.add(other)
-    return pairs
+    # The largest first is not always the most in all.
+    as_wished = [(rank, rank) for rank in range(n)]
+    return max((as_wished, pairs), key=lambda chosen: sum(int(common[pair]) for pair in chosen))
 
 
 def _kept(held: np.ndarray, meant: np.ndarray) -> np.ndarray:
