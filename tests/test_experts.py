@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenarios import parallel, rail_tree, tiny
 
-from clustersim.plan.experts import COPY_CHOICES, EXPERT_POLICIES, copies_of, tokens_per_copy
+from clustersim.plan.copy_choice import COPY_CHOICES, tokens_per_copy
+from clustersim.plan.experts import EXPERT_POLICIES, copies_of
 from clustersim.plan.gating import even
 from clustersim.plan.layout import lay_out
 from clustersim.plan.memory import slots_of

@@ -6,19 +6,31 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from clustersim.spec.quantities import Count, Fraction, Value
+from clustersim.spec.quantities import Count, Fraction, Value, Whole
+
+#: Expert policies that choose what to copy into spare places.
+SPARING = ("eplb", "eplb_hierarchical")
 
 
 class Experts(Value):
     """Which rank holds which expert copy, and how its queue is served.
 
     policy       contiguous: expert e on EP rank e * EP // E, once; round_robin: on e % EP, once;
-                 replicated: `per_gpu` slots on every EP rank, filled with experts 0, 1, … over and
-                 over; explicit: `slots`
+                 random: shuffled anew in every layer, once; replicated: `per_gpu` slots on every EP
+                 rank, filled with experts 0, 1, … over and over; explicit: `slots`; balanced: once,
+                 the most popular first, each on the least loaded rank that has room; eplb: `spare`
+                 more slots on every rank, for further copies of what bears most, packed like that
+                 onto any rank (EPLB's global policy); eplb_hierarchical: the model's expert_groups
+                 are packed onto NVLink domains first, copies stay in their domain; where the
+                 domains do not divide the groups it is eplb, as published. What is popular is
+                 known from `gating`, before the first step
     per_gpu      slots per EP rank, for `replicated`; 0 otherwise
+    spare        slots per EP rank beyond experts / EP, for copies that the policy chooses; experts
+                 that EP does not divide stand in them, too
     slots        for `explicit`: the expert ids that each EP rank holds, one list per EP rank
-    copy_choice  which copy serves a token: round_robin over all, or local_first (same rank, else
-                 same server, else all)
+    copy_choice  which copy serves a token: round_robin over all; local_first (same rank, else
+                 same server, else all); least_loaded: as leaves the ranks most evenly loaded, with
+                 all senders' tokens known
     service      grouped: one grouped product over what is served; by_expert: one product per expert
     combine_format  number format in which expert outputs come back, if it is no narrower than the
                     model's: libraries that dispatch fp8 combine bf16
@@ -26,10 +38,20 @@ class Experts(Value):
                  tokens of one expert are (by_expert only)
     """
 
-    policy: Literal["contiguous", "round_robin", "replicated", "explicit"] = "contiguous"
+    policy: Literal[
+        "contiguous",
+        "round_robin",
+        "random",
+        "replicated",
+        "explicit",
+        "balanced",
+        "eplb",
+        "eplb_hierarchical",
+    ] = "contiguous"
     per_gpu: Annotated[int, Field(ge=0)] = 0
+    spare: Whole = 0
     slots: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] = ()
-    copy_choice: Literal["round_robin", "local_first"] = "round_robin"
+    copy_choice: Literal["round_robin", "local_first", "least_loaded"] = "round_robin"
     combine_format: Literal["bf16", "fp8"] = "bf16"
     service: Literal["grouped", "by_expert"] = "grouped"
     start: Literal["all_arrived", "expert_complete"] = "all_arrived"
@@ -40,6 +62,18 @@ class Experts(Value):
         if not isinstance(value, list):
             return value
         return tuple(tuple(row) if isinstance(row, list) else row for row in value)
+
+    def places_per_rank(self, experts: int, ranks: int) -> int:
+        """Slots of every EP rank. experts: of a layer; ranks: EP."""
+        if self.policy == "replicated":
+            return self.per_gpu
+        if self.policy == "explicit":
+            return len(self.slots[0])
+        return experts // ranks + self.spare
+
+    def held_once(self) -> Experts:
+        """The same with every expert in one place, in order."""
+        return self.model_copy(update={"policy": "contiguous", "per_gpu": 0, "spare": 0, "slots": ()})
 
 
 class Algorithms(Value):
