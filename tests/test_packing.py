@@ -13,6 +13,7 @@ from clustersim.plan.packing import (
     rank_loads,
     replicated_experts,
 )
+from clustersim.plan.swapping import packed
 
 #: The example of EPLB's README (https://github.com/deepseek-ai/EPLB): loads of 12 experts in two layers, and
 #: the placement of 16 copies on eight GPUs in two nodes, with four groups of experts.
@@ -72,3 +73,45 @@ def test_copies_of_an_expert_share_its_load() -> None:
 def test_without_spare_places_the_balancer_packs_each_expert_once() -> None:
     load = np.random.default_rng(0).pareto(1.2, (5, 32))
     assert np.array_equal(eplb(load, 32, 1, 1, 8), balanced(load, 8))
+
+
+# ---- ours -----------------------------------------------------------------------------------------
+
+#: 1000 loads each: uniform, Zipf, a hot set, whole numbers with many ties
+LOADS = {
+    "uniform": lambda rng, shape: rng.random(shape),
+    "zipf": lambda rng, shape: rng.permuted(np.tile(1.0 / np.arange(1, shape[1] + 1), (shape[0], 1)), axis=1),
+    "hot": lambda rng, shape: np.where(rng.random(shape) < 0.1, 20.0, 1.0) * rng.gamma(20, 1, shape),
+    "ties": lambda rng, shape: rng.integers(0, 4, shape).astype(float),
+}
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+@pytest.mark.parametrize("ranks, experts", [(4, 8), (8, 64), (16, 16)])
+@pytest.mark.parametrize("kind", LOADS)
+def test_ours_is_never_worse_than_the_published_greedy(
+    kind: str, ranks: int, experts: int, spare: int
+) -> None:
+    load = LOADS[kind](np.random.default_rng(spare), (1000, experts))
+    places = experts + ranks * spare
+    greedy, ours = eplb(load, places, 1, 1, ranks), packed(load, places, ranks)
+    assert (imbalance(load, ours, ranks) <= imbalance(load, greedy, ranks)).all()
+    for layer in range(0, 1000, 100):
+        assert np.array_equal(np.unique(ours[layer]), np.arange(experts))
+        assert np.array_equal(np.sort(ours[layer]), np.sort(greedy[layer])), "as many copies of each"
+
+
+def test_ours_is_much_nearer_to_even_where_copies_allow_it() -> None:
+    load = LOADS["hot"](np.random.default_rng(0), (200, 64))
+    greedy, ours = (imbalance(load, p, 8) - 1 for p in (eplb(load, 80, 1, 1, 8), packed(load, 80, 8)))
+    assert ours.mean() < 0.25 * greedy.mean()
+
+
+def test_swaps_take_copies_of_an_expert_apart() -> None:
+    def together(copies: np.ndarray) -> int:
+        held = np.sort(copies.reshape(len(copies), 8, -1), axis=2)
+        return int((np.diff(held, axis=2) == 0).sum())
+
+    load = LOADS["uniform"](np.random.default_rng(1), (200, 64))
+    greedy, ours = eplb(load, 96, 1, 1, 8), packed(load, 96, 8)
+    assert together(greedy) > 20 * together(ours)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clustersim.errors import pick
-from clustersim.plan import packing
+from clustersim.plan import packing, swapping
 from clustersim.seeds import stream
 from clustersim.spec.deployment import Deployment, Experts
 
@@ -104,6 +104,11 @@ def eplb_hierarchical(load: np.ndarray, ranks: int, wish: Experts, where: Where)
     return found.reshape(len(load), ranks, -1)[:, by_node].reshape(len(load), places)
 
 
+def packed(load: np.ndarray, ranks: int, wish: Experts, where: Where) -> np.ndarray:
+    """As `eplb`, and then copies swapped between ranks while that helps the busiest. Shapes as above."""
+    return swapping.packed(load, _places(load, ranks, wish), ranks)
+
+
 def _places(load: np.ndarray, ranks: int, wish: Experts) -> int:
     return ranks * wish.places_per_rank(load.shape[1], ranks)
 
@@ -132,4 +137,5 @@ EXPERT_POLICIES: dict[str, Policy] = {
     "balanced": balanced,
     "eplb": eplb,
     "eplb_hierarchical": eplb_hierarchical,
+    "packed": packed,
 }

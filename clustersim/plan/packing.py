@@ -109,7 +109,7 @@ def eplb(weight: np.ndarray, places: int, groups: int, nodes: int, ranks: int) -
     stands = _inverse(rank * (places // ranks) + place)
     within = np.take_along_axis(expert, stands, axis=1).reshape(layers, nodes, -1)
     within += np.arange(nodes)[:, None] * (experts // nodes)
-    return np.take_along_axis(order, within.reshape(layers, places), axis=1)
+    return np.asarray(np.take_along_axis(order, within.reshape(layers, places), axis=1))
 
 
 def rank_loads(weight: np.ndarray, copies: np.ndarray, ranks: int) -> np.ndarray:
@@ -119,7 +119,7 @@ def rank_loads(weight: np.ndarray, copies: np.ndarray, ranks: int) -> np.ndarray
     copies   int[L, C] expert in each place
     Returns  float64[L, EP]
     """
-    return _each(weight, copies).reshape(len(copies), ranks, -1).sum(axis=2)
+    return each_bears(weight, copies).reshape(len(copies), ranks, -1).sum(axis=2)
 
 
 def imbalance(weight: np.ndarray, copies: np.ndarray, ranks: int) -> np.ndarray:
@@ -129,12 +129,12 @@ def imbalance(weight: np.ndarray, copies: np.ndarray, ranks: int) -> np.ndarray:
     return np.divide(loads.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0)
 
 
-def _each(weight: np.ndarray, copies: np.ndarray) -> np.ndarray:
+def each_bears(weight: np.ndarray, copies: np.ndarray) -> np.ndarray:
     """float64[L, C]: load of every copy."""
     layers, experts = weight.shape
     cells = copies + np.arange(layers)[:, None] * experts
     times = np.bincount(cells.ravel(), minlength=weight.size).reshape(weight.shape)
-    return np.take_along_axis(weight.astype(float) / np.maximum(times, 1), copies, axis=1)
+    return np.asarray(np.take_along_axis(weight.astype(float) / np.maximum(times, 1), copies, axis=1))
 
 
 def _inverse(permutation: np.ndarray) -> np.ndarray:

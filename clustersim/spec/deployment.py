@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from clustersim.spec.quantities import Count, Fraction, Value, Whole
 
 #: Expert policies that choose what to copy into spare places.
-SPARING = ("eplb", "eplb_hierarchical")
+SPARING = ("eplb", "eplb_hierarchical", "packed")
 
 
 class Experts(Value):
@@ -22,8 +22,9 @@ class Experts(Value):
                  more slots on every rank, for further copies of what bears most, packed like that
                  onto any rank (EPLB's global policy); eplb_hierarchical: the model's expert_groups
                  are packed onto NVLink domains first, copies stay in their domain; where the
-                 domains do not divide the groups it is eplb, as published. What is popular is
-                 known from `gating`, before the first step
+                 domains do not divide the groups it is eplb, as published; packed: as eplb, then
+                 copies are swapped between ranks while that relieves the busiest: never worse.
+                 What is popular is known from `gating`, before the first step
     per_gpu      slots per EP rank, for `replicated`; 0 otherwise
     spare        slots per EP rank beyond experts / EP, for copies that the policy chooses; experts
                  that EP does not divide stand in them, too
@@ -47,6 +48,7 @@ class Experts(Value):
         "balanced",
         "eplb",
         "eplb_hierarchical",
+        "packed",
     ] = "contiguous"
     per_gpu: Annotated[int, Field(ge=0)] = 0
     spare: Whole = 0

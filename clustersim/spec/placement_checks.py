@@ -105,4 +105,5 @@ EXPERT_CHECKS: dict[str, Callable[[Deployment, Model], Findings]] = {
     "balanced": check_spread,
     "eplb": check_spare,
     "eplb_hierarchical": check_groups,
+    "packed": check_spare,
 }
