@@ -24,11 +24,13 @@ class Where:
     seed     the scenario's
     domain   int[EP] NVLink domain of each rank of an EP group
     groups   groups of experts that the model's router chooses among; 0: none
+    routed   int[.] layers that have experts; None: all
     """
 
     seed: int
     domain: np.ndarray
     groups: int
+    routed: np.ndarray | None = None
 
     @classmethod
     def anywhere(cls, ranks: int, seed: int = 0) -> Where:
@@ -75,8 +77,15 @@ def replicated(load: np.ndarray, ranks: int, wish: Experts, where: Where) -> np.
 
 
 def explicit(load: np.ndarray, ranks: int, wish: Experts, where: Where) -> np.ndarray:
-    """The places as the scenario lists them, the same in every layer. Shapes as above."""
-    return np.tile(np.array(wish.slots, dtype=np.int32).ravel(), (load.shape[0], 1))
+    """The places as the scenario lists them, for every layer or for all alike. Shapes as above."""
+    rows = wish.slots_by_layer or [[expert for held in wish.slots for expert in held]]
+    listed = np.array(rows, dtype=np.int32)
+    if len(listed) == 1:
+        return np.tile(listed, (len(load), 1))
+    # Rows of the layers with experts alone; the others ask for none.
+    found = np.repeat(listed[:1], len(load), axis=0)
+    found[where.routed if len(listed) < len(load) else slice(None)] = listed
+    return found
 
 
 def balanced(load: np.ndarray, ranks: int, wish: Experts, where: Where) -> np.ndarray:

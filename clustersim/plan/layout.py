@@ -97,7 +97,9 @@ def lay_out(scenario: Scenario) -> Layout:
 
 def where_of(scenario: Scenario, ep_domain: np.ndarray) -> Where:
     """What a placement knows beside the load. ep_domain: as in `Layout`; its first group serves for all."""
-    return Where(scenario.seed, ep_domain[0, 0], scenario.model.expert_groups)
+    model = scenario.model
+    routed = np.flatnonzero([model.has_experts(layer) for layer in range(model.layers)])
+    return Where(scenario.seed, ep_domain[0, 0], model.expert_groups, routed)
 
 
 _ANYWHERE = f"ring, double_binary_tree, hierarchical and {AUTO} work anywhere"

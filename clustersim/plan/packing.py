@@ -119,14 +119,14 @@ def rank_loads(weight: np.ndarray, copies: np.ndarray, ranks: int) -> np.ndarray
     copies   int[L, C] expert in each place
     Returns  float64[L, EP]
     """
-    return each_bears(weight, copies).reshape(len(copies), ranks, -1).sum(axis=2)
+    return np.asarray(each_bears(weight, copies).reshape(len(copies), ranks, -1).sum(axis=2))
 
 
 def imbalance(weight: np.ndarray, copies: np.ndarray, ranks: int) -> np.ndarray:
     """Load of the busiest rank ÷ the mean, float64[L]; 1 where there is no load. Shapes as above."""
     loads = rank_loads(weight, copies, ranks)
     mean = loads.mean(axis=1)
-    return np.divide(loads.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0)
+    return np.asarray(np.divide(loads.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0))
 
 
 def each_bears(weight: np.ndarray, copies: np.ndarray) -> np.ndarray:

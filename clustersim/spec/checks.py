@@ -431,8 +431,9 @@ def check_experts(experts: Experts, deployment: Deployment) -> Findings:
     place = ("deployment", "experts")
     if experts.per_gpu and experts.policy != "replicated":
         yield (*place, "per_gpu"), f'policy "{experts.policy}" does not use it; only "replicated" does'
-    if experts.slots and experts.policy != "explicit":
-        yield (*place, "slots"), f'policy "{experts.policy}" does not use it; only "explicit" does'
+    for name in ("slots", "slots_file", "slots_by_layer"):
+        if getattr(experts, name) and experts.policy != "explicit":
+            yield (*place, name), f'policy "{experts.policy}" does not use it; only "explicit" does'
     if experts.spare and experts.policy not in SPARING:
         known = " and ".join(f'"{name}"' for name in SPARING)
         yield (*place, "spare"), f'policy "{experts.policy}" does not use it; {known} do'

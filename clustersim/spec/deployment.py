@@ -8,6 +8,16 @@ from pydantic import Field, field_validator
 
 from clustersim.spec.quantities import Count, Fraction, Value, Whole
 
+#: `Experts` of which every expert stands in one place, in order.
+HELD_ONCE = {
+    "policy": "contiguous",
+    "per_gpu": 0,
+    "spare": 0,
+    "slots": (),
+    "slots_file": "",
+    "slots_by_layer": (),
+}
+
 #: Expert policies that choose what to copy into spare places.
 SPARING = ("eplb", "eplb_hierarchical", "packed")
 
@@ -28,7 +38,12 @@ class Experts(Value):
     per_gpu      slots per EP rank, for `replicated`; 0 otherwise
     spare        slots per EP rank beyond experts / EP, for copies that the policy chooses; experts
                  that EP does not divide stand in them, too
-    slots        for `explicit`: the expert ids that each EP rank holds, one list per EP rank
+    slots        for `explicit`: the expert ids that each EP rank holds, one list per EP rank, in all
+                 layers alike
+    slots_file   for `explicit`, in place of `slots`: a TOML, JSON or CSV file with the expert in each
+                 place of every layer (see spec/placements.py), relative to the file that names it
+    slots_by_layer  what that file says: one list per layer, or per layer with experts, or one for
+                 all, of the expert in each place, those of the first EP rank first
     copy_choice  which copy serves a token: round_robin over all; local_first (same rank, else
                  same server, else all); least_loaded: as leaves the ranks most evenly loaded, with
                  all senders' tokens known
@@ -52,13 +67,15 @@ class Experts(Value):
     ] = "contiguous"
     per_gpu: Annotated[int, Field(ge=0)] = 0
     spare: Whole = 0
-    slots: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] = ()
+    slots: tuple[tuple[Whole, ...], ...] = ()
+    slots_file: str = ""
+    slots_by_layer: tuple[tuple[Whole, ...], ...] = ()
     copy_choice: Literal["round_robin", "local_first", "least_loaded"] = "round_robin"
     combine_format: Literal["bf16", "fp8"] = "bf16"
     service: Literal["grouped", "by_expert"] = "grouped"
     start: Literal["all_arrived", "expert_complete"] = "all_arrived"
 
-    @field_validator("slots", mode="before")
+    @field_validator("slots", "slots_by_layer", mode="before")
     @classmethod
     def _lists_are_tuples(cls, value: object) -> object:
         if not isinstance(value, list):
@@ -70,12 +87,12 @@ class Experts(Value):
         if self.policy == "replicated":
             return self.per_gpu
         if self.policy == "explicit":
-            return len(self.slots[0])
+            return len(self.slots[0]) if self.slots else len(self.slots_by_layer[0]) // ranks
         return experts // ranks + self.spare
 
     def held_once(self) -> Experts:
         """The same with every expert in one place, in order."""
-        return self.model_copy(update={"policy": "contiguous", "per_gpu": 0, "spare": 0, "slots": ()})
+        return self.model_copy(update=HELD_ONCE)
 
 
 class Algorithms(Value):

@@ -68,7 +68,15 @@ def check_replicated(deployment: Deployment, model: Model) -> Findings:
 
 def check_explicit(deployment: Deployment, model: Model) -> Findings:
     """The lists cover every expert and fit the ranks."""
-    place = ("deployment", "experts", "slots")
+    wish, place = deployment.experts, ("deployment", "experts", "slots")
+    if wish.slots_by_layer:
+        if wish.slots:
+            yield place, "is said by slots_file already; leave one of them out"
+        yield from _check_layers(deployment, model)
+        return
+    if wish.slots_file:  # only a scenario that comes from no file has a name here that nobody read
+        yield (*place[:2], "slots_file"), "is read with the file of a scenario only; give slots_by_layer"
+        return
     slots, ranks = deployment.experts.slots, deployment.expert_parallel
     if len(slots) != ranks:
         yield place, f"has {len(slots)} lists; expert_parallel = {ranks} needs one per rank"
@@ -80,6 +88,34 @@ def check_explicit(deployment: Deployment, model: Model) -> Findings:
     lacking = sorted(set(range(model.experts)).difference(*slots))
     if lacking:
         yield place, f"no rank holds expert{'s' if len(lacking) > 1 else ''} {_some(lacking)}"
+
+
+def _check_layers(deployment: Deployment, model: Model) -> Findings:
+    """One row per layer, per layer with experts, or for all; every row covers every expert."""
+    place, ranks = ("deployment", "experts", "slots_by_layer"), deployment.expert_parallel
+    rows = deployment.experts.slots_by_layer
+    fitting = sorted({1, model.moe_layers, model.layers})
+    if len(rows) not in fitting:
+        yield (
+            place,
+            f"{len(rows)} layers, but {model.name} has {model.layers}, {model.moe_layers} of them with "
+            f"experts; give {' or '.join(map(str, fitting))}",
+        )
+    for number, row in enumerate(rows):
+        if len(row) % ranks or len(row) != len(rows[0]):
+            yield (
+                (*place, number),
+                f"{len(row)} places; every layer needs equally many, a multiple of expert_parallel = {ranks}",
+            )
+        beyond = sorted({expert for expert in row if expert >= model.experts})
+        if beyond:
+            yield (
+                (*place, number),
+                f"there is no expert {_some(beyond)}; a layer has 0 to {model.experts - 1}",
+            )
+        lacking = sorted(set(range(model.experts)).difference(row))
+        if lacking:
+            yield (*place, number), f"no rank holds expert{'s' if len(lacking) > 1 else ''} {_some(lacking)}"
 
 
 def _check_held(held: Sequence[int], experts: int, place: KeyPath) -> Findings:
