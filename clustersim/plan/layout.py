@@ -8,7 +8,8 @@ import numpy as np
 
 from clustersim.errors import ClustersimError
 from clustersim.plan.collectives import AUTO, COLLECTIVES, check_algorithms
-from clustersim.plan.experts import copies_of, tokens_per_copy
+from clustersim.plan.copy_choice import tokens_per_copy
+from clustersim.plan.experts import Where, copies_of
 from clustersim.plan.gating import popularity
 from clustersim.plan.groups import Groups, process_groups
 from clustersim.plan.paths import Paths
@@ -78,9 +79,10 @@ def lay_out(scenario: Scenario) -> Layout:
     check_algorithms(deployment.algorithms)
     groups = process_groups(deployment)
     _check_switches(deployment, groups, topology)
+    ep_domain = np.stack([domains_of(ep, topology.domain) for ep in groups.ep])
     copies = np.zeros((scenario.model.layers, 0), dtype=np.int32)
     if scenario.model.experts:
-        copies = copies_of(expected_load(scenario), deployment)
+        copies = copies_of(expected_load(scenario), deployment, where_of(scenario, ep_domain))
     return Layout(
         model=scenario.model,
         deployment=deployment,
@@ -89,8 +91,15 @@ def lay_out(scenario: Scenario) -> Layout:
         groups=groups,
         copies=copies,
         near=_near(groups.ep[0], topology.domain, copies.shape[1] // deployment.expert_parallel),
-        ep_domain=np.stack([domains_of(ep, topology.domain) for ep in groups.ep]),
+        ep_domain=ep_domain,
     )
+
+
+def where_of(scenario: Scenario, ep_domain: np.ndarray) -> Where:
+    """What a placement knows beside the load. ep_domain: as in `Layout`; its first group serves for all."""
+    model = scenario.model
+    routed = np.flatnonzero([model.has_experts(layer) for layer in range(model.layers)])
+    return Where(scenario.seed, ep_domain[0, 0], model.expert_groups, routed)
 
 
 _ANYWHERE = f"ring, double_binary_tree, hierarchical and {AUTO} work anywhere"

@@ -18,8 +18,8 @@ from clustersim.plan.parameters import (
     latent_projection,
     small_parameters,
 )
-from clustersim.spec.checks import divisors
 from clustersim.spec.deployment import Deployment
+from clustersim.spec.dividing import divisors
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.model import FORMAT_BYTES, PLAIN, Model
 from clustersim.spec.scenario import Scenario
@@ -50,12 +50,7 @@ class Need:
 
 def slots_of(deployment: Deployment, experts: int) -> int:
     """Expert places per EP rank."""
-    wish = deployment.experts
-    if wish.policy == "replicated":
-        return wish.per_gpu
-    if wish.policy == "explicit":
-        return len(wish.slots[0])
-    return experts // deployment.expert_parallel
+    return deployment.experts.places_per_rank(experts, deployment.expert_parallel)
 
 
 def weights_held(model: Model, deployment: Deployment, stage: int) -> dict[str, float]:
@@ -247,6 +242,6 @@ def _split(d: Deployment, tp: int, pp: int, dp: int, ep: int, etp: int) -> Deplo
             "data_parallel": dp,
             "expert_parallel": ep,
             "expert_tensor_parallel": etp,
-            "experts": d.experts.model_copy(update={"policy": "contiguous", "per_gpu": 0, "slots": ()}),
+            "experts": d.experts.held_once(),
         }
     )

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from math import isqrt
 from typing import TypeAlias
 
 from clustersim.errors import nearest
-from clustersim.spec.deployment import Deployment, Experts
+from clustersim.spec.deployment import SPARING, Deployment, Experts
+from clustersim.spec.dividing import does_not_divide
 from clustersim.spec.documents import KeyPath
 from clustersim.spec.fabrics import Mismatch, links_per_pair, uplinks
 from clustersim.spec.formats import missing_format, multiplied_as, rate_key
@@ -31,6 +31,7 @@ from clustersim.spec.hardware import (
 )
 from clustersim.spec.kernel_tables import fitted_parameters
 from clustersim.spec.model import PLAIN, Model
+from clustersim.spec.placement_checks import EXPERT_CHECKS
 from clustersim.spec.references import catalogue_entries, not_in_catalogue
 from clustersim.spec.workload import Fault, Network, Workload
 from clustersim.units import show
@@ -112,24 +113,6 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
     if workload and deployment:
         found += check_batch(workload, deployment)
     return found
-
-
-def divisors(number: int) -> list[int]:
-    """All divisors in ascending order."""
-    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
-    return sorted({*small, *(number // d for d in small)})
-
-
-def does_not_divide(divisor: int, number: int, what: str) -> str:
-    """`48 does not divide 256 experts; 32 and 64 do`: the nearest divisors below and above."""
-    below = [d for d in divisors(number) if d < divisor][-1:]
-    above = [d for d in divisors(number) if d > divisor][:1]
-    near = " and ".join(str(d) for d in below + above)
-    verb = "do" if below and above else "does"
-    return f"{divisor} does not divide {number} {what}; {near} {verb}"
-
-
-# --- the machine ---------------------------------------------------------------------------------
 
 
 def check_topology(topology: TopologySpec) -> Findings:
@@ -448,8 +431,12 @@ def check_experts(experts: Experts, deployment: Deployment) -> Findings:
     place = ("deployment", "experts")
     if experts.per_gpu and experts.policy != "replicated":
         yield (*place, "per_gpu"), f'policy "{experts.policy}" does not use it; only "replicated" does'
-    if experts.slots and experts.policy != "explicit":
-        yield (*place, "slots"), f'policy "{experts.policy}" does not use it; only "explicit" does'
+    for name in ("slots", "slots_file", "slots_by_layer"):
+        if getattr(experts, name) and experts.policy != "explicit":
+            yield (*place, name), f'policy "{experts.policy}" does not use it; only "explicit" does'
+    if experts.spare and experts.policy not in SPARING:
+        known = " and ".join(f'"{name}"' for name in SPARING)
+        yield (*place, "spare"), f'policy "{experts.policy}" does not use it; {known} do'
     if experts.start == "expert_complete" and deployment.expert_tensor_parallel != 1:
         yield (
             (*place, "start"),
@@ -460,58 +447,6 @@ def check_experts(experts: Experts, deployment: Deployment) -> Findings:
             (*place, "start"),
             '"expert_complete" needs service = "by_expert"; one grouped product waits for all tokens',
         )
-
-
-def check_spread(deployment: Deployment, model: Model) -> Findings:
-    """Each expert once: every rank holds the same number."""
-    if model.experts % deployment.expert_parallel:
-        problem = does_not_divide(deployment.expert_parallel, model.experts, "experts")
-        yield ("deployment", "expert_parallel"), problem
-
-
-def check_replicated(deployment: Deployment, model: Model) -> Findings:
-    """Every expert gets the same number of copies, and none two on one rank."""
-    place = ("deployment", "experts", "per_gpu")
-    slots, ranks = deployment.experts.per_gpu, deployment.expert_parallel
-    if not slots:
-        yield place, 'policy "replicated" needs at least 1 slot per GPU'
-    elif slots > model.experts:
-        yield place, f"{slots} slots per GPU are more than the {model.experts} experts of a layer"
-    elif slots * ranks % model.experts:
-        yield (
-            place,
-            f"{slots} slots per GPU x expert_parallel {ranks} = {slots * ranks} "
-            f"is not a multiple of {model.experts} experts",
-        )
-
-
-def check_explicit(deployment: Deployment, model: Model) -> Findings:
-    """The lists cover every expert and fit the ranks."""
-    place = ("deployment", "experts", "slots")
-    slots, ranks = deployment.experts.slots, deployment.expert_parallel
-    if len(slots) != ranks:
-        yield place, f"has {len(slots)} lists; expert_parallel = {ranks} needs one per rank"
-    if len({len(held) for held in slots}) > 1:
-        lengths = [len(held) for held in slots]
-        yield place, f"every rank must hold the same number of experts, not {min(lengths)} to {max(lengths)}"
-    for rank, held in enumerate(slots):
-        yield from _check_held(held, model.experts, (*place, rank))
-    lacking = sorted(set(range(model.experts)).difference(*slots))
-    if lacking:
-        yield place, f"no rank holds expert{'s' if len(lacking) > 1 else ''} {_some(lacking)}"
-
-
-def _check_held(held: Sequence[int], experts: int, place: KeyPath) -> Findings:
-    beyond = sorted({expert for expert in held if expert >= experts})
-    if beyond:
-        yield place, f"there is no expert {_some(beyond)}; a layer has 0 to {experts - 1}"
-    twice = sorted(expert for expert, count in Counter(held).items() if count > 1)
-    if twice:
-        yield place, f"holds expert {_some(twice)} more than once"
-
-
-def _some(numbers: Sequence[int]) -> str:
-    return ", ".join(str(n) for n in numbers[:5]) + (" ..." if len(numbers) > 5 else "")
 
 
 def check_batch(workload: Workload, deployment: Deployment) -> Findings:
@@ -533,12 +468,3 @@ def check_batch(workload: Workload, deployment: Deployment) -> Findings:
     elif workload.phase != "prefill" and each % parts:
         what = "sequences of a shard" if each > 1 else "sequence of a shard"
         yield ("workload", "microbatches"), does_not_divide(parts, each, what)
-
-
-#: expert policy → check of its numbers
-EXPERT_CHECKS = {
-    "contiguous": check_spread,
-    "round_robin": check_spread,
-    "replicated": check_replicated,
-    "explicit": check_explicit,
-}
