@@ -11,7 +11,7 @@ from clustersim.plan.collectives import AUTO, COLLECTIVES, check_algorithms
 from clustersim.plan.copy_choice import tokens_per_copy
 from clustersim.plan.experts import Where, copies_of
 from clustersim.plan.gating import popularity
-from clustersim.plan.groups import Groups, process_groups
+from clustersim.plan.groups import Groups, layers_of, process_groups
 from clustersim.plan.paths import Paths
 from clustersim.plan.rounds import domains_of
 from clustersim.plan.topology import Topology, build
@@ -145,6 +145,25 @@ def expected_load(scenario: Scenario) -> np.ndarray:
     return np.stack(
         [popularity(scenario.gating, model.experts, layer, scenario.seed) for layer in range(model.layers)]
     )
+
+
+def hottest_rank(scenario: Scenario, layout: Layout) -> int:
+    """The rank whose experts are expected to get most tokens over all layers, copies of an expert an equal
+    share each; ties to the lowest. 0 for a model without experts."""
+    if not scenario.model.experts:
+        return 0
+    load = expected_load(scenario)
+    stages = scenario.deployment.pipeline_parallel
+    share = np.zeros((stages, scenario.deployment.expert_parallel))
+    for stage in range(stages):
+        for layer in layers_of(len(load), stages, stage):
+            if scenario.model.has_experts(layer):
+                held = layout.copies[layer]
+                each = load[layer] / np.bincount(held, minlength=load.shape[1])
+                share[stage] += each[held].reshape(-1, layout.slots).sum(axis=1)
+    # What is dealt evenly differs in its last bits only.
+    hottest = np.argmax(share > share.max() * (1 - 1e-9))
+    return int(layout.groups.ep[:, 0].ravel()[hottest])
 
 
 def _near(ep: np.ndarray, domain: np.ndarray, slots: int) -> np.ndarray:

@@ -91,7 +91,7 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
     if topology:
         # A large file with one systematic mistake should not be searched for near names for hours.
         found += islice(check_topology(topology), 100)
-        found += check_faults(parts.faults, topology)
+        found += check_faults(parts.faults, topology, model)
     if model:
         found += check_model(model)
     if workload:
@@ -206,7 +206,7 @@ def _check_cables(topology: VertexByVertex, names: Counter[str]) -> Findings:
             yield (*place, "ends"), f'both ends are "{cable.ends[0]}"'
 
 
-def check_faults(faults: Sequence[Fault], topology: TopologySpec) -> Findings:
+def check_faults(faults: Sequence[Fault], topology: TopologySpec, model: Model | None) -> Findings:
     """Each fault names what its kind needs and nothing else, and what it names exists."""
     gpus = gpu_count(topology)
     for position, fault in enumerate(faults):
@@ -214,24 +214,39 @@ def check_faults(faults: Sequence[Fault], topology: TopologySpec) -> Findings:
         yield from _check_target(fault, place, gpus)
         yield from _check_factor(fault, place)
         yield from _check_times(fault, place)
-        yield from _check_flapping(fault, place)
+        yield from _check_spells(fault, place)
+        if fault.gpu == "hottest" and model and not model.experts:
+            yield (*place, "gpu"), f"{model.name} has no experts; give a rank"
+
+
+#: Kind of fault → what it needs to be told where it is; nothing: it is everywhere.
+_BEFALLS = {"slow_gpu": "gpu", "throttled_gpu": "gpu", "spread_gpus": ""}
 
 
 def _check_target(fault: Fault, place: KeyPath, gpus: int) -> Findings:
-    needed, other = ("gpu", "link") if fault.kind == "slow_gpu" else ("link", "gpu")
-    if getattr(fault, needed) is None:
+    needed = _BEFALLS.get(fault.kind, "link")
+    if needed and getattr(fault, needed) is None:
         yield (*place, needed), f"missing key; {fault.kind} needs it"
-    if getattr(fault, other) is not None:
-        yield (*place, other), f"{fault.kind} has no {other}; it needs {needed}"
-    if fault.kind == "slow_gpu" and fault.gpu is not None and fault.gpu >= gpus:
+    for other in {"gpu", "link"} - {needed}:
+        if getattr(fault, other) is not None:
+            instead = f"it needs {needed}" if needed else "it befalls all GPUs"
+            yield (*place, other), f"{fault.kind} has no {other}; {instead}"
+    if needed == "gpu" and isinstance(fault.gpu, int) and fault.gpu >= gpus:
         yield (*place, "gpu"), f"there is no GPU {fault.gpu}; the topology has 0 to {gpus - 1}"
 
 
 def _check_factor(fault: Fault, place: KeyPath) -> Findings:
+    if fault.kind == "spread_gpus":
+        if fault.factor is not None:
+            yield (*place, "factor"), "spread_gpus has no factor; it needs spread"
+        if fault.spread is None:
+            yield (*place, "spread"), "missing key; spread_gpus needs it"
+    elif fault.spread is not None:
+        yield (*place, "spread"), f"{fault.kind} has no spread; only spread_gpus has"
     if fault.kind == "down_link" and fault.factor is not None:
         problem = "down_link carries nothing and has no factor; a link that still carries is a slow_link"
         yield (*place, "factor"), problem
-    if fault.kind in ("slow_gpu", "slow_link") and fault.factor is None:
+    if fault.kind in ("slow_gpu", "throttled_gpu", "slow_link") and fault.factor is None:
         yield (*place, "factor"), f"missing key; {fault.kind} needs it"
 
 
@@ -244,16 +259,16 @@ def _check_times(fault: Fault, place: KeyPath) -> Findings:
         yield (*place, "end"), f"{fault.end:g} s is not after the start at {fault.start:g} s"
 
 
-def _check_flapping(fault: Fault, place: KeyPath) -> Findings:
-    if fault.kind == "flapping_link":
+def _check_spells(fault: Fault, place: KeyPath) -> Findings:
+    if fault.kind in ("flapping_link", "throttled_gpu"):
         if fault.period is None:
-            yield (*place, "period"), "missing key; flapping_link needs it"
+            yield (*place, "period"), f"missing key; {fault.kind} needs it"
         elif fault.period < SHORTEST_PERIOD:
             yield (*place, "period"), f"must be at least {SHORTEST_PERIOD * 1e6:g} us"
         return
     for name, usual in (("period", None), ("duty", 0.5), ("timing", "regular")):
         if getattr(fault, name) != usual:
-            yield (*place, name), f"{fault.kind} has no {name}; only flapping_link has"
+            yield (*place, name), f"{fault.kind} has no {name}; only flapping_link and throttled_gpu have"
 
 
 # --- the model and the work ----------------------------------------------------------------------
@@ -355,6 +370,9 @@ def check_workload(workload: Workload) -> Findings:
         )
     if workload.arrivals != "together" and not workload.interval:
         yield ("workload", "interval"), f'arrivals "{workload.arrivals}" need an interval of more than zero'
+    if workload.shard_skew and workload.router != "round_robin":
+        problem = f'"{workload.router}" has no say where shard_skew says which shard gets what; leave it out'
+        yield ("workload", "router"), problem
 
 
 def check_network(network: Network) -> Findings:
