@@ -450,7 +450,7 @@ def catalogue(section: str, name: str, as_json: bool) -> None:
     help="Answer just this part; may be repeated.",
 )  # fmt: skip
 @click.option(
-    "--steps", type=click.IntRange(min=1), default=0, metavar="N",
+    "--steps", type=click.IntRange(min=1), metavar="N",
     help="Decode steps per case; by default 8, or the file's if these are fewer.",
 )  # fmt: skip
 @click.option(
@@ -467,18 +467,14 @@ def catalogue(section: str, name: str, as_json: bool) -> None:
     help="With --map: override a key of the other deployment, which without --against is FILE itself.",
 )  # fmt: skip
 @click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=0,
-    metavar="N",
-    help="Processes; by default one per core.",
-)
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Processes; by default one per core."
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Take what an interrupted call finished as done.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The result folder itself.")
 @_JSON
 def stress(
-    file: Path, overrides: tuple[str, ...], seed: int | None, slo: str, parts: tuple[str, ...], steps: int,
-    axes: str, against: Path | None, other: tuple[str, ...], workers: int, resume: bool, out: Path | None,
+    file: Path, overrides: tuple[str, ...], seed: int | None, slo: str, parts: tuple[str, ...], steps: int | None,
+    axes: str, against: Path | None, other: tuple[str, ...], workers: int | None, resume: bool, out: Path | None,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Put the deployment in FILE under uneven load and slow hardware: what it costs, breaks and helps.
@@ -507,7 +503,7 @@ def stress(
         raise ClustersimError("--against and --set-b: say with --map what is to be compared")
     if axes and (slo or parts):
         raise ClustersimError("--map: answers with a map alone; leave --slo and --only out")
-    call = _StressCall(mine, steps, workers, resume, out, as_json)
+    call = _StressCall(mine, steps or 0, workers or 0, resume, out, as_json)
     if axes:
         _map_regimes(call, axes, against, (*other, *mine.overrides[len(overrides) :]))
     else:
