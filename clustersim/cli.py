@@ -442,8 +442,8 @@ def catalogue(section: str, name: str, as_json: bool) -> None:
 @_SEED
 @click.option(
     "--slo", metavar="BOUND", default="",
-    help='The bound that is to be kept, such as "p99 step < 60 ms" or "tokens/s > 400000"; by default the p99 '
-    "step may take 1.2 times as long as under even load.",
+    help='The bound that is to be kept, such as "p99 step < 60 ms" or "tokens/s > 400000"; by default the '
+    "p99 step may take 1.2 times as long as under even load.",
 )  # fmt: skip
 @click.option(
     "--only", "parts", multiple=True, type=click.Choice(["suite", "breaking", "help"]),
@@ -473,9 +473,9 @@ def catalogue(section: str, name: str, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The result folder itself.")
 @_JSON
 def stress(
-    file: Path, overrides: tuple[str, ...], seed: int | None, slo: str, parts: tuple[str, ...], steps: int | None,
-    axes: str, against: Path | None, other: tuple[str, ...], workers: int | None, resume: bool, out: Path | None,
-    as_json: bool,
+    file: Path, overrides: tuple[str, ...], seed: int | None, slo: str, parts: tuple[str, ...],
+    steps: int | None, axes: str, against: Path | None, other: tuple[str, ...], workers: int | None,
+    resume: bool, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Put the deployment in FILE under uneven load and slow hardware: what it costs, breaks and helps.
 

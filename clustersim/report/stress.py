@@ -62,9 +62,7 @@ def show_suite_row(row: Found, console: Console) -> None:
     name = f"  {printable(row['case']):<{_CASE_WIDTH}}"
     if row["error"]:
         what = "does not apply" if not row["applies"] else "not run"
-        put_line(
-            console, f"{name}{what}: {row['error'][:_LONGEST_ERROR]}", "dim" if not row["applies"] else "red"
-        )
+        put_line(console, f"{name}{what}: {_cut(row['error'])}", "dim" if not row["applies"] else "red")
         return
     cells = [f"{cell:>{width}}" for cell, width in zip(_suite_cells(row), _COLUMNS.values(), strict=True)]
     worst = row["figures"]["worst_gpu"]
@@ -107,13 +105,15 @@ def show_what(found: Found, console: Console) -> None:
     put_paragraph(
         console,
         "  ",
-        "ratio: to the balanced case; token: TPOT, of prompts TTFT; load: busiest rank / mean tokens, mean over "
-        "layers; queued: p99 time of a token in its expert's queue; exposed: time per step and GPU in exchanges "
-        "with nothing computed meanwhile; waited for: the GPU that others wait for longest, and its share of all "
-        "waiting",
+        "ratio: to the balanced case; token: TPOT, of prompts TTFT; load: busiest rank / mean tokens, mean "
+        "over layers; queued: p99 time of a token in its expert's queue; exposed: time per step and GPU in "
+        "exchanges with nothing computed meanwhile; waited for: the GPU that others wait for longest, and "
+        "its share of all waiting",
     )
-    rows = [[row["case"], Text(printable(row["what"]))] for row in found["suite"] if row["applies"]]
-    put_section(console, "What is done", [""], rows)
+    put_title(console, "What is done")
+    for row in found["suite"]:
+        if row["applies"]:
+            put_paragraph(console, f"  {printable(row['case']):<{_CASE_WIDTH}}", row["what"])
 
 
 def show_breaking_row(row: Found, console: Console) -> None:
@@ -134,9 +134,13 @@ def _breaks(row: Found) -> str:
     near = f"{row['precision']:.0%}" if row["precision_is_ratio"] else f"{row['precision']:g}"
     figures = row["figures"] or {}
     load = figures.get("imbalance")
-    beside = f"; there the busiest rank has {load['mean']:.2f} x the mean load" if load else ""
+    skewed = load is not None and load["mean"] >= _WORTH_A_WORD
+    beside = f"; there the busiest rank has {load['mean']:.2f} x the mean load" if skewed and load else ""
     return f"kept at {row['kept_at']:.4g}, missed from {row['missed_at']:.4g} on (to {near}){beside}"
 
+
+#: An imbalance from which on it is mentioned.
+_WORTH_A_WORD = 1.05
 
 _VERDICTS: Mapping[str, Callable[[Found], str]] = {
     "breaks": _breaks,
@@ -160,13 +164,18 @@ def show_help(found: Found, console: Console) -> None:
             f"{one['kept']} of {one['ran']}",
             _or_dash(lambda ratio: f"{ratio:.2f}", one["worst"]),
             _or_dash(lambda ratio: f"{ratio:.2f}", one["mean"]),
-            Text(printable(one["error"][:_LONGEST_ERROR])),
+            Text(f"{one['not_run']} not run: {_cut(one['error'])}" if one["not_run"] else ""),
         ]
         for one in found["summary"]
     ]
-    put_section(
-        console, "By placement (policy + spare places per rank)", ["kept", "worst", "mean", ""], summary
-    )
+    title = "By placement (policy + spare places per rank): in how many cases the bound is kept"
+    put_section(console, title, ["", "worst", "mean", ""], summary)
+
+
+def _cut(error: str) -> str:
+    """What of an error fits behind a row: up to its first semicolon, and not endless."""
+    text = printable(error).partition(";")[0]
+    return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]} ..."
 
 
 def _help_cell(cell: Found) -> str:
@@ -201,8 +210,8 @@ def help_drawings(found: Found) -> dict[str, str]:
         name: heatmap_svg(
             Heatmap(
                 title=f"{found['name']}: {value}, cases under placements of experts",
-                about=f"A row for each stress, a column for each expert policy with its spare places per rank; "
-                f"the number is {value}. Framed cells miss the bound {found['slo']['text']}. "
+                about="A row for each stress, a column for each expert policy with its spare places per "
+                f"rank; the number is {value}. Framed cells miss the bound {found['slo']['text']}. "
                 + " ".join(found["notes"]),
                 x="expert policy + spare places per rank",
                 y="case",

@@ -150,8 +150,8 @@ def other_of(file: str, scenario: Scenario, against: Path | None) -> str:
     claimed = scenario.claimed.against if scenario.claimed else None
     if claimed is None:
         raise ClustersimError(
-            f"{file}: a map compares two deployments; name the other with --against FILE, or what differs with "
-            "--set-b KEY=VALUE"
+            f"{file}: a map compares two deployments; name the other with --against FILE, or what differs "
+            "with --set-b KEY=VALUE"
         )
     beside = find(file).with_name(f"{claimed}.toml")
     if not beside.is_file():

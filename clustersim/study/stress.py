@@ -24,10 +24,10 @@ from clustersim.study.stress_cases import (
     AS_STATED,
     BALANCED,
     EVEN,
-    PLACEMENTS,
     STRESSES,
     Site,
     gini,
+    placements_of,
     site_of,
     slow_gpu,
     slow_link,
@@ -80,13 +80,13 @@ class Worse:
     """What a breaking point is looked for in.
 
     what       a sentence
-    over       how far it is made worse
+    over       how far it is made worse, on a site
     overrides  for a value
-    needs      of `stress_cases.NEEDS`, by the stress that has the same
+    like       the stress of STRESSES that needs the same
     """
 
     what: str
-    over: Range
+    over: Callable[[Site], Range]
     overrides: Callable[[Site, float], Sequence[str]]
     like: str
 
@@ -95,19 +95,19 @@ class Worse:
 CAUSES: Mapping[str, Worse] = {
     "gini": Worse(
         "Gini coefficient of the experts' popularity",
-        Range(0.0, 0.9, 0.01, ratio=False),
+        lambda site: Range(0.0, site.most_gini, 0.01, ratio=False),
         lambda site, value: gini(value),
         "real_text",
     ),
     "slow GPU": Worse(
         "times that one GPU is slower",
-        Range(1.0, 16.0, 0.02, ratio=True),
+        lambda site: Range(1.0, 16.0, 0.02, ratio=True),
         lambda site, value: (*EVEN, slow_gpu(site, value)),
         "slow_gpu",
     ),
     "thin link": Worse(
         "what the bandwidth of one GPU's network card is divided by",
-        Range(1.0, 64.0, 0.02, ratio=True),
+        lambda site: Range(1.0, 64.0, 0.02, ratio=True),
         lambda site, value: (*EVEN, slow_link(site, value)),
         "slow_link",
     ),
@@ -279,23 +279,24 @@ class _Run:
             outcomes.update(zip(pairs, got, strict=True))
             return [self._probe(at, one) for (_, at), one in zip(pairs, got, strict=True)]
 
+        ranges = {cause: one.over(self.site) for cause, one in CAUSES.items()}
         lacking = {cause: STRESSES[one.like].lacking(self.site) for cause, one in CAUSES.items()}
         searches = {
-            cause: breaking_point(one.over, self.slo.most)
-            for cause, one in CAUSES.items()
-            if not lacking[cause]
+            cause: breaking_point(ranges[cause], self.slo.most) for cause in CAUSES if not lacking[cause]
         }
         found = together(searches, ask)
         rows = []
         for cause, one in CAUSES.items():
+            over = ranges[cause]
             row: dict[str, Any] = {"cause": cause, "what": one.what, "lacking": lacking[cause]}
-            row |= {"low": one.over.low, "high": one.over.high, "precision": one.over.precision}
-            row["precision_is_ratio"] = one.over.ratio
+            row |= {"low": over.low, "high": over.high, "precision": over.precision}
+            row["precision_is_ratio"] = over.ratio
             if cause in found:
+                missed = found[cause].missed
+                at = over.high if missed is None else missed
                 row |= as_json(found[cause])
-                row["overrides"] = list(one.overrides(self.site, found[cause].missed or one.over.high))
-                at = outcomes.get((cause, found[cause].missed or one.over.high))
-                row["figures"] = at and at.figures
+                row["overrides"] = list(one.overrides(self.site, at))
+                row["figures"] = outcomes[cause, at].figures
             self.listener.row("breaking", row)
             rows.append(row)
         return rows
@@ -310,7 +311,7 @@ class _Run:
         if self.site.experts < 2 or self.site.ep < 2:
             return None
         kept = [entry for entry in entries if not entry.lacking]
-        placements = {AS_STATED: (), **PLACEMENTS}
+        placements = placements_of(self.site)
         pairs = [(entry, name) for entry in kept for name in placements]
         cases = [
             variant(self.base, f"{entry.case.name} | {name}", (*entry.case.overrides, *placements[name]))
@@ -358,6 +359,7 @@ def _weighed(help_: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {
             "placement": about["placement"],
             "ran": len(ran),
+            "not_run": len(cells) - len(ran),
             "kept": sum(cell["missed"] is False for cell in ran),
             "worst": max(ratios) if ratios else None,
             "mean": sum(ratios) / len(ratios) if ratios else None,
@@ -403,8 +405,8 @@ def _both_at_once(rows: Mapping[str, Any]) -> Iterator[str]:
     hot, slow, both = (rows[name]["against_balanced"]["p99_step"] - 1 for name in names)
     more = "more" if both > hot + slow else "no more"
     yield (
-        f"A hot rank costs {hot:+.1%} of a step, a slow GPU {slow:+.1%}, the hot rank on the slow GPU {both:+.1%}: "
-        f"{more} than the two added up."
+        f"A hot rank costs {hot:+.1%} of a step, a slow GPU {slow:+.1%}, the hot rank on the slow GPU "
+        f"{both:+.1%}: {more} than the two added up."
     )
 
 
@@ -412,13 +414,20 @@ def _helped(help_: Mapping[str, Any]) -> Iterator[str]:
     ran = [one for one in help_["summary"] if one["ran"]]
     if not ran:
         return
-    # Of equally good ones the first, which needs no more spare places than those after it.
-    best = min(ran, key=lambda one: (-one["kept"], round(one["mean"], 3)))
     own = help_["summary"][0]
+    best = min(ran, key=lambda one: (-one["kept"], one["mean"]))
+    if best["kept"] <= own["kept"] and not (own["mean"] and best["mean"] < own["mean"] * (1 - _WORTH)):
+        yield "No other placement of experts helps: none keeps the bound in more cases or is faster by 2%."
+        return
     yield (
-        f"What helps most is {best['placement']}: it keeps the bound in {best['kept']} of {best['ran']} cases, "
-        f"where the placement as stated keeps it in {own['kept']} of {own['ran']}."
+        f"What helps most is {best['placement']}: it keeps the bound in {best['kept']} of {best['ran']} "
+        f"cases, with a p99 step of {best['mean']:.2f} x balanced in the mean; as stated it is {own['kept']} of "
+        f"{own['ran']}" + (f" and {own['mean']:.2f} x." if own["mean"] else ".")
     )
+
+
+#: A placement that is faster by less is not said to help: draws alone make such differences.
+_WORTH = 0.02
 
 
 def save(found: Mapping[str, Any], folder: Path, drawings: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import floor
 
 from clustersim.plan.layout import Layout, lay_out
 from clustersim.spec.scenario import Scenario
@@ -23,7 +24,7 @@ SLOW_GPU = 1.5
 SLOW_LINK = 4.0
 #: Standard deviation of the logarithm of every GPU's own speed, and of the sources' shares.
 SPREAD_GPUS = 0.05
-RAGGED = 0.5
+RAGGED = 0.3
 #: Gini coefficient of the tokens per expert that real text shows in trained models: the median over the
 #: layers of the measured counts of prompts to an open MoE model.
 REAL_GINI = 0.2
@@ -50,6 +51,12 @@ class Site:
     link: str
     steps: int
     step: float
+
+    @property
+    def most_gini(self) -> float:
+        """Hundredths below the largest Gini coefficient there is: `top_k` experts sharing all choices."""
+        model = self.scenario.model
+        return floor(95 * (1 - model.top_k / max(model.experts, 1))) / 100
 
     @property
     def each(self) -> int:
@@ -190,8 +197,7 @@ NEEDS: Mapping[str, Callable[[Site], str]] = {
     "steps": lambda site: "" if site.steps > 2 else f"with {site.steps} steps nothing moves",
 }
 
-#: Placements that help to see what a stress costs; the balanced one comes first and is what all others
-#: are held against.
+#: Names of the case that all others are held against, and of the file's own.
 BALANCED = "balanced"
 AS_STATED = "as_stated"
 
@@ -208,7 +214,7 @@ STRESSES: Mapping[str, Stress] = {
         ("experts", "ranks"),
     ),
     "hot_rank": Stress(
-        f"the experts that stand on EP rank {{site.ep_rank}} take {HOT_SHARE:.0%} of all choices, in every layer",
+        f"the experts that stand on EP rank {{site.ep_rank}} take {HOT_SHARE:.0%} of the choices in every layer",
         _hot_rank,
         ("experts", "ranks"),
     ),
@@ -218,7 +224,7 @@ STRESSES: Mapping[str, Stress] = {
         ("experts", "ranks"),
     ),
     "ragged_sources": Stress(
-        f"sequences come to the shards by lognormal shares with a spread of {RAGGED}; experts are evenly liked",
+        f"sequences come to the shards by lognormal shares with a spread of {RAGGED}; experts are alike",
         lambda site: (*EVEN[:2], f"workload.shard_skew={RAGGED}"),
         ("shards",),
     ),
@@ -273,8 +279,18 @@ def _placed(policy: str, spare: int = 0) -> tuple[str, ...]:
     )
 
 
+def placements_of(site: Site) -> dict[str, tuple[str, ...]]:
+    """The file's own placement and those of PLACEMENTS that the model allows."""
+    fitting = {
+        name: lay
+        for name, lay in PLACEMENTS.items()
+        if site.scenario.model.expert_groups or "groups" not in name
+    }
+    return {AS_STATED: (), **fitting}
+
+
 #: What may help: expert policy and spare places per rank → overrides. Copies are chosen by least load where
-#: there are any. The file's own placement stands before these.
+#: there are any.
 PLACEMENTS: Mapping[str, tuple[str, ...]] = {
     "contiguous": _placed("contiguous"),
     "round_robin": _placed("round_robin"),

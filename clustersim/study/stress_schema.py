@@ -48,32 +48,32 @@ SCHEMA: dict[str, str] = {
     "suite[].figures": "what it gave, as listed below; null if it did not run",
     "breaking[].cause": "what is made worse until the bound is missed, and `what` in words",
     "breaking[].lacking": "why it cannot be made worse here; empty if it can",
-    "breaking[].low": "the mildest value that is tried, and `high` the worst",
-    "breaking[].precision": "how far the answer may be off, absolute or, if `precision_is_ratio`, a share of it",
-    "breaking[].verdict": "breaks; never: kept in the whole range; always: missed at its mildest; failed: a run did",
+    "breaking[].low": "the mildest value tried, and `high` the worst",
+    "breaking[].precision": "how far the answer may be off: absolute, or a share if `precision_is_ratio`",
+    "breaking[].verdict": "breaks; never: kept in the whole range; always: missed at its mildest; failed",
     "breaking[].kept_at": "the last value before the break at which the bound is kept",
     "breaking[].missed_at": "the smallest value at which it is missed",
     "breaking[].probes[]": "every run: at, value of what is bounded, missed, error",
     "breaking[].doubts[]": "what speaks against one single breaking point",
     "breaking[].overrides[]": "as in the suite, at the break, or at the worst value if there is none",
     "breaking[].figures": "what that run gave",
-    "help.placements[].placement": "expert policy and spare places per rank, and `overrides` for it; `help` is "
-    "null where experts have no choice of ranks",
+    "help.placements[].placement": "expert policy and spare places per rank, and `overrides` for it; `help` "
+    "is null where experts have no choice of ranks",
     "help.rows[].case": "a case of the suite",
     "help.rows[].cells[]": "that case under each placement: placement, error, missed, against_balanced (the "
     "balanced case of the file's own placement), p99_step, tokens_per_second, imbalance (mean)",
-    "help.summary[]": "of each placement: in how many cases it `ran` and `kept` the bound, `worst` and `mean` "
-    "p99 step / balanced, and the first error",
+    "help.summary[]": "of each placement: in how many cases it `ran`, was `not_run` and `kept` the bound, "
+    "`worst` and `mean` p99 step / balanced, and the first error",
     "map.x": "what changes from column to column: name, what, values; `map.y` from row to row",
     "map.a": "the first deployment: name, file and hash; `map.b` the second",
-    "map.cells[]": "row by row: x, y, tokens_per_second and p99_step of a and b, the error of either, `ratio` "
-    "of their throughputs (a / b) and which is better",
+    "map.cells[]": "row by row: x, y, tokens_per_second and p99_step of a and b, the error of either, the "
+    "`ratio` of their throughputs (a / b) and which is better",
     "notes[]": "sentences on what stands out",
 }
 
 _HEAD = f"""# stress.json
 
-Schema version {SCHEMA_VERSION}. This page is printed from `clustersim/study/stress_schema.py`; do not edit it.
+Schema version {SCHEMA_VERSION}. Printed from `clustersim/study/stress_schema.py`; do not edit it.
 
 `clustersim stress` leaves it. All quantities are SI, shares fractions of one; what there is no data for is
 `null`. `[]` stands for every entry of a list, `<x>` for a key that depends on the run. `suite`, `breaking`
