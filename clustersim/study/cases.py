@@ -18,6 +18,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -170,14 +171,14 @@ class Bench:
         self._strangers = {child.pid for child in multiprocessing.active_children()}
         self._done: dict[str, tuple[str, Outcome]] = _read_kept(kept) if resume and kept else {}
         self.resumed = len(self._done)
-        if kept is not None:
+        if kept is not None and kept.exists():
             self._rewrite()
 
     def __enter__(self) -> Bench:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and self._kept is not None:
+        if kind is None and self._kept is not None and self._done:
             self._rewrite()
         self._stop()
 
@@ -236,9 +237,10 @@ class Bench:
         if self._pool is None and cases:
             self._pool = _pool_of(self._workers)
         running: dict[Future[tuple[Outcome, bool]], str] = {}
-        for key, case in cases.items():
-            assert self._pool is not None and case.scenario is not None
-            running[self._pool.submit(attempt, self._work, case.scenario)] = key
+        with _uninterrupted():
+            for key, case in cases.items():
+                assert self._pool is not None and case.scenario is not None
+                running[self._pool.submit(attempt, self._work, case.scenario)] = key
         broken = []
         for future in as_completed(running):
             try:
@@ -267,12 +269,14 @@ class Bench:
         for child in multiprocessing.active_children():
             if child.pid not in self._strangers:
                 child.terminate()
+        self._pool.shutdown(wait=True)
         self._pool = None
 
     def _keep(self, key: str) -> None:
         if self._kept is None:
             return
         try:
+            self._kept.parent.mkdir(parents=True, exist_ok=True)
             with self._kept.open("a", encoding="utf-8") as file:
                 file.write(self._line(key))
         except OSError as error:
@@ -322,6 +326,19 @@ def _pool_of(workers: int) -> ProcessPoolExecutor:
 def _ignore_interrupt() -> None:
     """Ctrl-C goes to all processes of a terminal; the one that keeps results answers it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C comes at the end. Processes that are begun meanwhile never see it, not even while they load."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _read_kept(path: Path) -> dict[str, tuple[str, Outcome]]:

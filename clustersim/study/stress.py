@@ -162,13 +162,13 @@ def stress(wish: Wish, bench: Bench, listener: Listener | None = None) -> dict[s
     listener = listener or Listener()
     wished = parse_slo(wish.slo) if wish.slo else None
     base, scenario = prepared(wish)
+    if wished and wished.metric in _lacking_latency(scenario):
+        raise ClustersimError(f'--slo: "{wish.slo}": {base.file} has no {wished.subject()}')
     balanced = variant(base, BALANCED, EVEN)
     first = bench.all([balanced])[0]
     if first.figures is None:
         raise ClustersimError(f"{base.file}: cannot be run with even load: {first.error}")
     slo = wished or default_slo(first.figures, WORSE)
-    if slo.value(first.figures) is None:
-        raise ClustersimError(f'--slo: "{wish.slo}": {base.file} has no {slo.subject()}')
     own_steps = wish.base.scenario().workload.decode_steps
     head = _head(base, scenario, own_steps, slo, bool(wished))
     listener.row("head", head)
@@ -181,6 +181,12 @@ def stress(wish: Wish, bench: Bench, listener: Listener | None = None) -> dict[s
     found = {**head, "suite": rows, "breaking": broken, "help": helped}
     found["notes"] = list(_notes(found))
     return found
+
+
+def _lacking_latency(scenario: Scenario) -> tuple[str, ...]:
+    """The latencies that no run of the scenario has."""
+    lacking = {"decode": ("ttft",), "prefill": ("tpot",)}
+    return lacking.get(scenario.workload.phase, ())
 
 
 def _head(base: Base, scenario: Scenario, own_steps: int, slo: Slo, stated: bool) -> dict[str, Any]:
@@ -421,8 +427,8 @@ def _helped(help_: Mapping[str, Any]) -> Iterator[str]:
         return
     yield (
         f"What helps most is {best['placement']}: it keeps the bound in {best['kept']} of {best['ran']} "
-        f"cases, with a p99 step of {best['mean']:.2f} x balanced in the mean; as stated it is {own['kept']} of "
-        f"{own['ran']}" + (f" and {own['mean']:.2f} x." if own["mean"] else ".")
+        f"cases, with a p99 step of {best['mean']:.2f} x balanced in the mean; as stated it is {own['kept']} "
+        f"of {own['ran']}" + (f" and {own['mean']:.2f} x." if own["mean"] else ".")
     )
 
 

@@ -214,7 +214,7 @@ STRESSES: Mapping[str, Stress] = {
         ("experts", "ranks"),
     ),
     "hot_rank": Stress(
-        f"the experts that stand on EP rank {{site.ep_rank}} take {HOT_SHARE:.0%} of the choices in every layer",
+        f"the experts on EP rank {{site.ep_rank}} take {HOT_SHARE:.0%} of all choices in every layer",
         _hot_rank,
         ("experts", "ranks"),
     ),
