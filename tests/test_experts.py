@@ -12,7 +12,7 @@ from clustersim.plan.copy_choice import COPY_CHOICES, tokens_per_copy
 from clustersim.plan.experts import EXPERT_POLICIES, Where, copies_of
 from clustersim.plan.gating import even
 from clustersim.plan.layout import lay_out
-from clustersim.plan.memory import slots_of
+from clustersim.plan.memory import slots_of, weight_bytes
 from clustersim.spec.deployment import SPARING, Deployment, Experts
 
 #: (EP, experts)
@@ -75,6 +75,32 @@ def test_spare_places_serve_experts_that_do_not_divide(policy: str) -> None:
     copies = copies_of(popular(60, 4, seed=2), wish)
     assert copies.shape == (4, 8 * (7 + 1))
     assert all(set(layer) == set(range(60)) for layer in copies.tolist())
+
+
+@pytest.mark.parametrize("policy", SPARING)
+def test_spare_copies_fill_memory(policy: str) -> None:
+    model = tiny(model={"expert_groups": 2}).model
+    held = [weight_bytes(model, deployment(policy, 2, 4, spare), 0) for spare in (0, 1, 2)]
+    one_copy = model.layers * 2 * 64 * 128 * 2.0  # two matrices in bf16
+    assert np.diff(held).tolist() == [one_copy, one_copy]
+
+
+@pytest.mark.parametrize("policy", SPARING)
+@pytest.mark.parametrize("choice", COPY_CHOICES)
+def test_spare_copies_share_their_experts_load_in_a_run(policy: str, choice: str) -> None:
+    scenario = tiny(
+        rail_tree(2, 2),
+        model={"experts": 8, "expert_groups": 2},
+        gating={"skew": "zipf"},
+        deployment=parallel(dp=4, experts={"policy": policy, "spare": 1, "copy_choice": choice}),
+    )
+    layout = lay_out(scenario)
+    assert layout.copies.shape == (2, 4 * 3)
+    counts = np.random.default_rng(0).integers(0, 20, (4, 8))
+    for layer in range(2):
+        spread = layout.tokens_per_copy(counts, layer)[0].sum(axis=0)
+        by_expert = np.bincount(layout.copies[layer], weights=spread, minlength=8)
+        assert by_expert.tolist() == counts.sum(axis=0).tolist()
 
 
 def test_a_random_placement_follows_the_seed_and_differs_by_layer() -> None:

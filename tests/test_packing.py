@@ -96,9 +96,22 @@ def test_ours_is_never_worse_than_the_published_greedy(
     places = experts + ranks * spare
     greedy, ours = eplb(load, places, 1, 1, ranks), packed(load, places, ranks)
     assert (imbalance(load, ours, ranks) <= imbalance(load, greedy, ranks)).all()
+    # The same experts' loads are summed in another order where some stand twice.
+    without_copies = imbalance(load, balanced(load, ranks), ranks)
+    assert (imbalance(load, ours, ranks) <= without_copies * (1 + 1e-12)).all()
     for layer in range(0, 1000, 100):
         assert np.array_equal(np.unique(ours[layer]), np.arange(experts))
-        assert np.array_equal(np.sort(ours[layer]), np.sort(greedy[layer])), "as many copies of each"
+
+
+def test_greedy_copies_may_be_worse_than_none() -> None:
+    # Why ours starts from both: of 1000 loads that are about alike the published one is worse in many.
+    load = LOADS["uniform"](np.random.default_rng(0), (1000, 64))
+    greedy, once, ours = (
+        imbalance(load, copies, 8)
+        for copies in (eplb(load, 72, 1, 1, 8), balanced(load, 8), packed(load, 72, 8))
+    )
+    assert (greedy > once).mean() > 0.25
+    assert (ours < greedy).mean() > 0.99
 
 
 def test_ours_is_much_nearer_to_even_where_copies_allow_it() -> None:

@@ -114,7 +114,7 @@ def eplb_hierarchical(load: np.ndarray, ranks: int, wish: Experts, where: Where)
 
 
 def packed(load: np.ndarray, ranks: int, wish: Experts, where: Where) -> np.ndarray:
-    """As `eplb`, and then copies swapped between ranks while that helps the busiest. Shapes as above."""
+    """As `eplb` or `balanced`, and then swaps while they help the busiest rank. Shapes as above."""
     return swapping.packed(load, _places(load, ranks, wish), ranks)
 
 

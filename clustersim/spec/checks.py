@@ -453,8 +453,8 @@ def check_experts(experts: Experts, deployment: Deployment) -> Findings:
         if getattr(experts, name) and experts.policy != "explicit":
             yield (*place, name), f'policy "{experts.policy}" does not use it; only "explicit" does'
     if experts.spare and experts.policy not in SPARING:
-        known = " and ".join(f'"{name}"' for name in SPARING)
-        yield (*place, "spare"), f'policy "{experts.policy}" does not use it; {known} do'
+        known = ", ".join(SPARING)
+        yield (*place, "spare"), f'policy "{experts.policy}" does not use it; only {known} do'
     if experts.start == "expert_complete" and deployment.expert_tensor_parallel != 1:
         yield (
             (*place, "start"),

@@ -32,8 +32,9 @@ class Experts(Value):
                  more slots on every rank, for further copies of what bears most, packed like that
                  onto any rank (EPLB's global policy); eplb_hierarchical: the model's expert_groups
                  are packed onto NVLink domains first, copies stay in their domain; where the
-                 domains do not divide the groups it is eplb, as published; packed: as eplb, then
-                 copies are swapped between ranks while that relieves the busiest: never worse.
+                 domains do not divide the groups it is eplb, as published; packed: as eplb or
+                 balanced, then copies are swapped between ranks while that relieves the busiest:
+                 never worse than these.
                  What is popular is known from `gating`, before the first step
     per_gpu      slots per EP rank, for `replicated`; 0 otherwise
     spare        slots per EP rank beyond experts / EP, for copies that the policy chooses; experts

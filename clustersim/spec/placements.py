@@ -44,8 +44,8 @@ def _replaced(node: Node, path: KeyPath, resolver: Resolver) -> Node:
         children[key] = _replaced(children[key], tuple(rest), resolver)
         return replace(node, children=children)
     named = children[key]
-    if not isinstance(named, Leaf) or not isinstance(named.value, str):
-        return node  # the wrong type is told where types are
+    if not isinstance(named, Leaf) or not isinstance(named.value, str) or not named.value:
+        return node  # no file; or the wrong type, which is told where types are
     found = resolver.data(named, NAMED, "a file of placements", READERS)
     if found is None:
         return node
