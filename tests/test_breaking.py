@@ -22,9 +22,7 @@ def searched(
 
     def ask(pairs: Sequence[tuple[str, float]]) -> list[Probe]:
         asked.extend(at for _, at in pairs)
-        return [
-            Probe(at, value(at), value(at) > limit if most else value(at) < limit) for _, at in pairs
-        ]
+        return [Probe(at, value(at), value(at) > limit if most else value(at) < limit) for _, at in pairs]
 
     return together({"it": breaking_point(over, most)}, ask)["it"], asked
 

@@ -42,7 +42,9 @@ class Counted:
         return {"seed": scenario.seed}
 
 
-def ran(cases: Sequence[Case], work: Counted, kept: Path | None = None, resume: bool = False) -> list[Outcome]:
+def ran(
+    cases: Sequence[Case], work: Counted, kept: Path | None = None, resume: bool = False
+) -> list[Outcome]:
     with Bench(1, kept, resume, work) as bench:
         return bench.all(cases)
 
@@ -191,4 +193,3 @@ def test_a_slower_gpu_and_more_skew_are_seen_in_the_figures(tmp_path: Path) -> N
     assert slowed.figures["tokens_per_second"] < even.figures["tokens_per_second"]
     worst = slowed.figures["worst_gpu"]
     assert worst["rank"] == 2 and worst["share"] > 0.9
-

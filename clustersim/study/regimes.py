@@ -18,7 +18,7 @@ from clustersim.spec.writing import scenario_hash
 from clustersim.study.cases import Base, Bench, Outcome, variant
 from clustersim.study.run import find
 from clustersim.study.stress import Listener, Wish, prepared
-from clustersim.study.stress_cases import Site, gini, site_of, slow_gpu, slow_link
+from clustersim.study.stress_cases import Site, gini, placed, site_of, slow_gpu, slow_link
 from clustersim.study.stress_schema import SCHEMA_VERSION
 
 #: Where throughputs differ by less, neither deployment is called the better one.
@@ -62,14 +62,7 @@ def _least(scenario: Scenario) -> int:
 
 
 def _spare(site: Site, places: float) -> tuple[str, ...]:
-    copies = ("deployment.experts.copy_choice=least_loaded",) if places else ()
-    return (
-        "deployment.experts.policy=eplb",
-        "deployment.experts.per_gpu=0",
-        "deployment.experts.slots=[]",
-        f"deployment.experts.spare={places:.0f}",
-        *copies,
-    )
+    return placed(site.scenario, "eplb", round(places))
 
 
 def _tokens_said(value: float) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import floor
 
 from clustersim.plan.layout import Layout, lay_out
+from clustersim.spec.deployment import HELD_ONCE
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.writing import toml_value
 from clustersim.units import exact
@@ -266,41 +267,45 @@ STRESSES: Mapping[str, Stress] = {
     ),
 }
 
-_ONCE = ("deployment.experts.per_gpu=0", "deployment.experts.slots=[]")
 
+def placed(scenario: Scenario, policy: str, spare: int = 0) -> tuple[str, ...]:
+    """Overrides: that expert policy with so many spare places per rank, whatever the file's own holds.
 
-def _placed(policy: str, spare: int = 0) -> tuple[str, ...]:
-    choice = ("deployment.experts.copy_choice=least_loaded",) if spare else ()
-    return (
-        f"deployment.experts.policy={policy}",
-        *_ONCE,
-        f"deployment.experts.spare={spare}",
-        *choice,
-    )
+    Copies are chosen by least load where there are any.
+    """
+    experts = scenario.deployment.experts
+    stated = {key: value for key, value in HELD_ONCE.items() if key not in ("policy", "spare")}
+    own = any(getattr(experts, key) != value for key, value in stated.items())
+    values = {**(stated if own else {}), "policy": policy}
+    if spare or experts.spare:
+        values |= {"spare": spare}
+    if spare:
+        values |= {"copy_choice": "least_loaded"}
+    return tuple(f"deployment.experts.{key}={toml_value(value)}" for key, value in values.items())
 
 
 def placements_of(site: Site) -> dict[str, tuple[str, ...]]:
-    """The file's own placement and those of PLACEMENTS that the model allows."""
+    """The file's own placement and those of PLACEMENTS that the model allows, as overrides."""
+    groups = site.scenario.model.expert_groups
     fitting = {
-        name: lay
-        for name, lay in PLACEMENTS.items()
-        if site.scenario.model.expert_groups or "groups" not in name
+        name: placed(site.scenario, policy, spare)
+        for name, (policy, spare) in PLACEMENTS.items()
+        if groups or policy != "eplb_hierarchical"
     }
     return {AS_STATED: (), **fitting}
 
 
-#: What may help: expert policy and spare places per rank → overrides. Copies are chosen by least load where
-#: there are any.
-PLACEMENTS: Mapping[str, tuple[str, ...]] = {
-    "contiguous": _placed("contiguous"),
-    "round_robin": _placed("round_robin"),
-    "random": _placed("random"),
-    "balanced": _placed("balanced"),
-    "eplb + 1": _placed("eplb", 1),
-    "eplb + 2": _placed("eplb", 2),
-    "eplb by groups + 1": _placed("eplb_hierarchical", 1),
-    "eplb by groups + 2": _placed("eplb_hierarchical", 2),
-    "packed": _placed("packed"),
-    "packed + 1": _placed("packed", 1),
-    "packed + 2": _placed("packed", 2),
+#: What may help: name → expert policy and spare places per rank.
+PLACEMENTS: Mapping[str, tuple[str, int]] = {
+    "contiguous": ("contiguous", 0),
+    "round_robin": ("round_robin", 0),
+    "random": ("random", 0),
+    "balanced": ("balanced", 0),
+    "eplb + 1": ("eplb", 1),
+    "eplb + 2": ("eplb", 2),
+    "eplb by groups + 1": ("eplb_hierarchical", 1),
+    "eplb by groups + 2": ("eplb_hierarchical", 2),
+    "packed": ("packed", 0),
+    "packed + 1": ("packed", 1),
+    "packed + 2": ("packed", 2),
 }
