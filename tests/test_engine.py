@@ -39,7 +39,7 @@ from clustersim.physics import exchanges
 from clustersim.physics.fidelity import NETWORKS
 from clustersim.plan import lowering
 from clustersim.plan.collectives import AUTO, COLLECTIVES
-from clustersim.plan.experts import COPY_CHOICES
+from clustersim.plan.copy_choice import COPY_CHOICES
 from clustersim.plan.gating import GATINGS
 from clustersim.plan.layout import lay_out
 from clustersim.plan.memory import needs

@@ -10,11 +10,11 @@ import numpy as np
 import simpy
 
 from clustersim.engine.fabric import Fabric, Process
+from clustersim.engine.faults import fastest
 from clustersim.engine.gpu import Inbox
 from clustersim.engine.ledger import Ledger
 from clustersim.engine.rebalancing import Rebalancer
 from clustersim.engine.tokenbatch import Prepared, TokenBatch, prepare
-from clustersim.errors import pick
 from clustersim.physics.bounds import Work, lower_bounds
 from clustersim.physics.chunked import refuse_beyond, services
 from clustersim.physics.exchanges import Routes
@@ -25,7 +25,7 @@ from clustersim.plan.stepgraph import StepGraph
 from clustersim.serving.batching import Pass, microbatches
 from clustersim.serving.kvcache import KvPool
 from clustersim.serving.request import Request
-from clustersim.serving.router import ROUTERS
+from clustersim.serving.router import route
 from clustersim.spec.scenario import Scenario
 from clustersim.trace.record import Recorder
 
@@ -93,6 +93,7 @@ class Replica:
         self._held = np.zeros(scenario.deployment.data_parallel, dtype=np.int64)
         self._progress: dict[int, Progress] = {}
         self._steps: dict[tuple[int, int], Step] = {}
+        self._fastest = fastest(scenario.faults, len(layout.topology.gpus), scenario.seed)
         self._room: simpy.Event = self.env.event()
         self._turn: simpy.Event = self.env.event().succeed()
         self._chunks: dict[str, float] = {}
@@ -120,7 +121,7 @@ class Replica:
         for batch in batches:
             if batch[0].arrival > self.env.now:
                 yield self.env.timeout(batch[0].arrival - self.env.now)
-            shards = pick(ROUTERS, self.scenario.workload.router, "workload.router")(batch, self._held)
+            shards = route(batch, self._held, self.scenario.workload, self.scenario.seed)
             wanted = self._blocks(batch, shards)
             released = -1
             while not self._pool.fits(wanted):
@@ -282,8 +283,8 @@ class Replica:
             input_tokens=step.tokens_read,
             output_tokens=step.tokens_made,
             flop=sum(w.all_flop for w in step.work),
-            bound_compute=bounds.compute,
-            bound_memory=bounds.memory,
+            bound_compute=bounds.compute * self._fastest,
+            bound_memory=bounds.memory * self._fastest,
             bound_network=bounds.network,
         )
         step.work.clear()

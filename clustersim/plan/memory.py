@@ -18,11 +18,12 @@ from clustersim.plan.parameters import (
     latent_projection,
     small_parameters,
 )
-from clustersim.spec.checks import divisors
 from clustersim.spec.deployment import Deployment
+from clustersim.spec.dividing import divisors
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.model import FORMAT_BYTES, PLAIN, Model
 from clustersim.spec.scenario import Scenario
+from clustersim.spec.shards import sequences_per_shard
 from clustersim.spec.workload import Workload
 from clustersim.units import show
 
@@ -52,12 +53,7 @@ class Need:
 
 def slots_of(deployment: Deployment, experts: int) -> int:
     """Expert places per EP rank."""
-    wish = deployment.experts
-    if wish.policy == "replicated":
-        return wish.per_gpu
-    if wish.policy == "explicit":
-        return len(wish.slots[0])
-    return experts // deployment.expert_parallel
+    return deployment.experts.places_per_rank(experts, deployment.expert_parallel)
 
 
 def weights_held(model: Model, deployment: Deployment, stage: int) -> dict[str, float]:
@@ -122,16 +118,24 @@ def kv_tokens(workload: Workload) -> int:
     return blocks * workload.kv_block_tokens
 
 
-def pass_tokens(workload: Workload, deployment: Deployment) -> int:
+def most_sequences(workload: Workload, deployment: Deployment, seed: int) -> float:
+    """Sequences of a batch on the fullest shard."""
+    if workload.shard_skew:
+        return float(sequences_per_shard(workload, deployment.data_parallel, seed).max())
+    return workload.sequences / deployment.data_parallel
+
+
+def pass_tokens(workload: Workload, deployment: Deployment, seed: int) -> int:
     """Most tokens one shard reads in one pass of a micro-batch."""
-    sequences = workload.sequences / deployment.data_parallel
+    sequences = most_sequences(workload, deployment, seed)
     prompt = 1 if workload.phase == "decode" else workload.prompt_tokens
     return ceil(sequences * prompt / workload.microbatches)
 
 
-def need(model: Model, deployment: Deployment, workload: Workload, stage: int) -> Need:
+def need(model: Model, deployment: Deployment, workload: Workload, stage: int, seed: int) -> Need:
     """What one rank of a stage holds at most, for one batch, with evenly loaded experts.
 
+    seed              of the scenario: it says which shards of a ragged workload are full
     activations       three copies of the residual stream (itself, normed, summed), queries, keys and
                       values, and the experts' inner activations
     exchange_buffers  tokens sent and received by dispatch and combine
@@ -139,9 +143,9 @@ def need(model: Model, deployment: Deployment, workload: Workload, stage: int) -
     """
     d, m, tp = deployment, model, deployment.tensor_parallel
     size = FORMAT_BYTES[PLAIN]
-    tokens = pass_tokens(workload, d)
+    tokens = pass_tokens(workload, d, seed)
     own = tokens / tp
-    sequences = workload.sequences / d.data_parallel
+    sequences = most_sequences(workload, d, seed)
     per_choice = (FORMAT_BYTES[m.sent_as] + size) * m.hidden
     return Need(
         weights=weight_bytes(m, d, stage),
@@ -187,7 +191,8 @@ def _inner_numbers(m: Model, d: Deployment, tokens: float) -> float:
 def needs(scenario: Scenario) -> list[Need]:
     """One Need per stage; all ranks of a stage hold alike."""
     stages = range(scenario.deployment.pipeline_parallel)
-    return [need(scenario.model, scenario.deployment, scenario.workload, s) for s in stages]
+    about = (scenario.model, scenario.deployment, scenario.workload)
+    return [need(*about, stage, scenario.seed) for stage in stages]
 
 
 def does_not_fit(scenario: Scenario, gpu: Gpu) -> list[Mistake]:
@@ -235,7 +240,8 @@ def _degrees(d: Deployment) -> np.ndarray:
 
 def _largest(scenario: Scenario, deployment: Deployment) -> float:
     stages = range(deployment.pipeline_parallel)
-    return max(need(scenario.model, deployment, scenario.workload, s).total for s in stages)
+    about = (scenario.model, deployment, scenario.workload)
+    return max(need(*about, stage, scenario.seed).total for stage in stages)
 
 
 def _alternatives(scenario: Scenario) -> list[Deployment]:
@@ -267,6 +273,6 @@ def _split(d: Deployment, tp: int, pp: int, dp: int, ep: int, etp: int) -> Deplo
             "data_parallel": dp,
             "expert_parallel": ep,
             "expert_tensor_parallel": etp,
-            "experts": d.experts.model_copy(update={"policy": "contiguous", "per_gpu": 0, "slots": ()}),
+            "experts": d.experts.held_once(),
         }
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from clustersim.errors import nearest
 from clustersim.spec import huggingface
@@ -29,6 +29,7 @@ from clustersim.spec.documents import (
     Origin,
     Table,
     overlay,
+    read_bytes,
     read_document,
     read_json,
     tree,
@@ -65,6 +66,9 @@ SCENARIO = Kind("a table", nested={"model": MODEL, "topology": TOPOLOGY})
 
 #: Real paths of the files that led here, the scenario first.
 Chain: TypeAlias = tuple[Path, ...]
+
+#: What a file of numbers is read into.
+Read = TypeVar("Read")
 
 Reader: TypeAlias = Callable[[Path, str], tuple[Document, dict[str, Any]]]
 
@@ -248,6 +252,36 @@ class Resolver:
             self._note_unreadable(reference.origin, name, Document(shown, file.parent), error, path)
             return None
         return document, values, file
+
+    def data(
+        self, named: Leaf, path: KeyPath, wanted: str, readers: Mapping[str, Callable[[bytes], Read]]
+    ) -> tuple[Document, Read] | None:
+        """What a file of numbers holds, under the rules for all files that are named.
+
+        named    the file's name, relative to the file that it stands in
+        path     key path of the scenario that it stands for
+        wanted   what the file is, for messages
+        readers  ending of the name → how its bytes are read; they may raise DocumentError
+        Returns  None, and a finding is noted, where that is not to be had
+        """
+        name, namer = named.value, named.origin.document
+        ending = os.path.splitext(name)[1]
+        if "\0" in name or ending not in readers:
+            self._note(named.origin, f'"{name}" is not the name of {wanted}: {", ".join(readers)}', path)
+            return None
+        file = Path(os.path.realpath(namer.folder / name))
+        problem = _refused_name(name, ending) or _refused_file(name, file, (self.main,))
+        if problem:
+            self._note(named.origin, f'"{name}" {problem}', path)
+            return None
+        shown = os.path.normpath(os.path.join(os.path.dirname(namer.shown), name))
+        try:
+            text = read_bytes(file)
+            document = Document(shown, file.parent, text if ending == ".toml" else b"")
+            return document, readers[ending](text)
+        except DocumentError as error:
+            self._note_unreadable(named.origin, name, Document(shown, file.parent), error, path)
+            return None
 
     def _note(self, origin: Origin, problem: str, path: KeyPath) -> None:
         self.findings.append(Finding(origin, problem))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from clustersim.errors import nearest
 from clustersim.spec.quantities import Count, Size, Time, Value, Whole
 
 
@@ -25,6 +26,9 @@ class Workload(Value):
                      `interval`
     interval         time between batches
     router           request → shard: round_robin or least_loaded
+    shard_skew       how unevenly the sources send: 0: by the router; else a batch's sequences go to
+                     the shards by lognormal shares with this standard deviation of their logarithm,
+                     the same shares in every batch; a shard may get none
     kv_block_tokens  tokens per KV block
     """
 
@@ -37,6 +41,7 @@ class Workload(Value):
     arrivals: Literal["together", "uniform", "poisson"] = "together"
     interval: Time = 0.0
     router: Literal["round_robin", "least_loaded"] = "round_robin"
+    shard_skew: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
     kv_block_tokens: Count = 16
 
 
@@ -92,26 +97,45 @@ class Network(Value):
     buffer: Size = 0.0
 
 
+def _rank_or_word(value: object) -> object:
+    # Said here once: a union would complain about each of its members.
+    if value is None or value in _GPU_WORDS or (type(value) is int and value >= 0):
+        return value
+    near = nearest(value, _GPU_WORDS) if isinstance(value, str) else ""
+    raise ValueError(f"must be a rank from 0 on, {' or '.join(_GPU_WORDS)}{near}")
+
+
+_GPU_WORDS = ("hottest", "all")
+WhichGpu = Annotated[Annotated[int, Field(ge=0)] | Literal["hottest", "all"], BeforeValidator(_rank_or_word)]
+
+
 class Fault(Value):
     """Something slow or down, from `start` to `end`.
 
-    kind    slow_gpu: operators take `factor` times as long; slow_link: bandwidth is divided by
-            `factor`; down_link: nothing is carried; flapping_link: slow by `factor`, or down where none
-            is given, for the first part of every `period`
-    gpu     rank for slow_gpu
+    kind    slow_gpu: operators take `factor` times as long; throttled_gpu: they do for the first part
+            of every `period`, as GPUs that grow too hot; spread_gpus: operators of every GPU take a
+            fixed factor of its own as long, which lies around 1; slow_link: bandwidth is divided by
+            `factor`, of a slow network card for instance by its vertex; down_link: nothing is carried;
+            flapping_link: slow by `factor`, or down where none is given, for the first part of every
+            `period`
+    gpu     of slow_gpu and throttled_gpu: a rank; hottest: the rank whose experts are expected to get
+            most tokens, over all layers; all: every GPU
     link    for links, by vertex names: "a->b" one way, "a<->b" both ways, "a" every link of that
-            vertex, such as a network card or a switch
-    factor  how many times slower
+            vertex, such as a network card ("server0/nic1") or a switch
+    factor  how many times slower; an operator takes as much longer as its GPU is slow when it begins
     start   when it begins
     end     when it is over; left out: never
-    period  of flapping_link: time from one going down to the next
-    duty    of flapping_link: share of each period in which the link is slow or down
-    timing  of flapping_link: regular: every period is the same; random: slow or down times and the
-            times between are drawn anew from exponential distributions with the same means
+    period  of throttled_gpu and flapping_link: time from one spell to the next
+    duty    of throttled_gpu and flapping_link: share of each period in which it is slow or down
+    timing  of throttled_gpu and flapping_link: regular: every period is the same, and the same of all
+            GPUs; random: spells and the times between are drawn anew from exponential distributions
+            with the same means, of every GPU its own; the links of one fault have them in common
+    spread  of spread_gpus: standard deviation of the logarithm of the factors, which are lognormal
+            and have a mean of 1 over all GPUs; 0.03 is about 3 % around the mean
     """
 
-    kind: Literal["slow_gpu", "slow_link", "down_link", "flapping_link"]
-    gpu: Annotated[int, Field(ge=0)] | None = None
+    kind: Literal["slow_gpu", "throttled_gpu", "spread_gpus", "slow_link", "down_link", "flapping_link"]
+    gpu: WhichGpu | None = None
     link: str | None = None
     factor: Annotated[float, Field(ge=1.0, le=1e6)] | None = None
     start: Time = 0.0
@@ -119,6 +143,7 @@ class Fault(Value):
     period: Time | None = None
     duty: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     timing: Literal["regular", "random"] = "regular"
+    spread: Annotated[float, Field(gt=0.0, le=2.0)] | None = None
 
 
 class TraceLevel(Value):

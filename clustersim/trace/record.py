@@ -205,11 +205,11 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "moved": ("float64", "HBM bytes it read and wrote in this run"),
     },
     "faults": {
-        "kind": ("text", "slow_gpu, slow_link, down_link or flapping_link"),
-        "place": ("text", "rank, link or vertex"),
+        "kind": ("text", "slow_gpu, throttled_gpu, spread_gpus, slow_link, down_link or flapping_link"),
+        "place": ("text", "rank, all ranks, link or vertex"),
         "start": ("float64", "s"),
         "end": ("float64", "s; inf: never"),
-        "factor": ("float64", "how many times slower; inf: down"),
+        "factor": ("float64", "how many times slower; inf: down; NaN: each GPU its own"),
     },
     "outages": {
         "link": ("int32", "link that was slow or down"),
