@@ -158,15 +158,15 @@ class Replica:
             turn, begins = self._turn, self.env.event()
             self._turn = begins
             yield turn
-            token_batch = self._issue(one, ready, released, begins)
             step = self._open_step(batch, one, parts)
+            token_batch = self._issue(one, step.number, ready, released, begins)
             yield token_batch.done
             released = self._close(token_batch, one, step, microbatch)
 
-    def _issue(self, one: Pass, ready: float, released: int, begins: simpy.Event) -> TokenBatch:
+    def _issue(self, one: Pass, step: int, ready: float, released: int, begins: simpy.Event) -> TokenBatch:
         number = self._token_batches
         self._token_batches += 1
-        prepared = self._prepare(one, number)
+        prepared = self._prepare(one, number, step)
         token_batch = TokenBatch(
             number, one.phase, prepared, self.fabric, self._routes, ready, released, begins
         )
@@ -187,11 +187,11 @@ class Replica:
         self._chunks[phase] = passes * sum(services(one.flows, network.chunk) for one in rounds)
         refuse_beyond(sum(self._chunks.values()), network.chunk)
 
-    def _prepare(self, one: Pass, number: int) -> Prepared:
+    def _prepare(self, one: Pass, number: int, step: int) -> Prepared:
         """Lowers and prices a pass, or takes an earlier pass's graph where both look alike."""
         scenario, layout = self.scenario, self.layout
         batch = one.batch(len(self._held), scenario.model.window)
-        counts, distinct = gated(batch, scenario, layout, number)
+        counts, distinct = gated(batch, scenario, layout, number, step)
         enters = (*batch.arrays(), counts, *([] if distinct is None else [distinct]))
         key = batch.phase.encode() + b"".join(a.tobytes() for a in enters)
         prepared = self._prepared.get(key)

@@ -51,8 +51,8 @@ def expected(tokens: np.ndarray, copies: np.ndarray, domain: np.ndarray, top_k: 
     choices, given that there are just top_k). Within a domain the odds are those of independent
     choices with the given shares; they are scaled per domain until the expected choices in each
     domain are those counted. The result is exact for top_k = 1, and where all experts are chosen
-    equally often (hypergeometric); of tokens that draw one expert after the other by popularity it is
-    within 2 % in the cases of tests/test_distinct.py.
+    equally often (hypergeometric); of tokens drawn as plan.conditional does it is
+    within 2.5 % in the cases of tests/test_distinct.py.
 
     Source   Chen, Dempster, Liu, Biometrika 81(3), 1994 (the law); Deming, Stephan, Annals of
              Mathematical Statistics 11(4), 1940 (scaling to given sums)

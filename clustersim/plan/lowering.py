@@ -22,6 +22,7 @@ from clustersim.plan.gating import distinct_tokens, expert_counts
 from clustersim.plan.groups import layers_of
 from clustersim.plan.layout import Layout
 from clustersim.plan.parameters import step_flop
+from clustersim.plan.popularity import settled
 from clustersim.plan.rounds import domains_of
 from clustersim.plan.stepgraph import Call, Copies, Exchange, Queue, StepGraph, check
 from clustersim.spec.batch import Batch
@@ -35,21 +36,23 @@ CHOICE = 8.0
 
 
 def gated(
-    batch: Batch, scenario: Scenario, layout: Layout, token_batch: int
+    batch: Batch, scenario: Scenario, layout: Layout, token_batch: int, step: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """What `lower` needs beside the batch.
 
+    step     steps of the run that came before: popularity may have moved
     Returns  int64[L, N, E] tokens of each source rank for each expert; int64[L, N, D] of its tokens for
              each NVLink domain, each counted once, or None where nobody asks or nobody knows
     """
     if not scenario.model.experts:
         return np.zeros((scenario.model.layers, layout.groups.stage.shape[1], 0), dtype=np.int64), None
-    about = load_of(batch, layout).slices, scenario.model, scenario.gating, scenario.seed, token_batch
-    counts = expert_counts(*about)
+    gating = settled(scenario)
+    about = load_of(batch, layout).slices, scenario.model, gating, scenario.seed, token_batch
+    counts = expert_counts(*about, step)
     # With several copies of an expert nobody says which token goes to which.
     if not layout.deduplicates or layout.copies.shape[1] > scenario.model.experts:
         return counts, None
-    return counts, distinct_tokens(*about, _homes(layout))
+    return counts, distinct_tokens(*about, _homes(layout), step)
 
 
 def _homes(layout: Layout) -> np.ndarray:
