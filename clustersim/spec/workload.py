@@ -74,15 +74,15 @@ class Gating(Value):
     hot_rank         EP rank
     topics           how many there are
     topic_exponent   how much more often some are asked about: topic r has a share of r ** -topic_exponent
-    topic_requests   requests at a time whose tokens come from one shard of the attention, each about one topic
+    topic_requests   requests at a time on one shard of the attention, each about one topic
     layers           of fitted: a table per layer
     counts           of replayed: CSV with layer_id,expert_id,count or layer,expert,count; or npz or npy with
                      expert ids [tokens, layers, top_k], which are drawn again token by token; relative to
                      the file that names it
     content          what stood in that file, packed; written, so that a result needs no further file
     motion           still; drifting: experts change ranks, half of the rank correlation is gone after
-                     `half_life`; bursting: every `burst_every` steps, for `burst_steps`, a new hot topic of an
-                     eighth of the experts takes `burst_share` of all choices; rotating: every
+                     `half_life`; bursting: every `burst_every` steps, for `burst_steps`, a new hot topic of
+                     one expert in eight takes `burst_share` of all choices; rotating: every
                      `rotate_every` steps the popularity moves on, by `hot_experts` or by one expert
     half_life        steps
     burst_every      steps from the beginning of a burst to that of the next; the first begins after as many
