@@ -105,6 +105,7 @@ def _requests_and_steps(recorder: Recorder, overwritten: dict[str, Any]) -> None
         start=[0.0, 3.0],
         end=[3.0, 8.0],
         tokens=2,
+        dropped=0,
     )
 
 

@@ -84,6 +84,8 @@ SCHEMA: dict[str, str] = {
     "experts.service.p99": "99 in 100 were served in at most this, s",
     "experts.service.max": "the longest, s",
     "experts.tokens": "tokens that came to expert copies, each counted once per copy it went to",
+    "experts.dropped": "choices for experts that had no capacity left (gating.capacity_factor); nobody "
+    "served them",
     "algorithms.<kind>.<algorithm>": "share of the exchanges of a kind that were done by an algorithm; those "
     "of all groups of a stage count as one",
     "memory.rank": "the rank whose HBM is fullest",

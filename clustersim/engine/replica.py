@@ -223,6 +223,7 @@ class Replica:
             start=began,
             end=now,
             tokens=token_batch.graph.tokens,
+            dropped=token_batch.graph.dropped,
         )
         work = token_batch.work()
         self.carried += work.carried[0]

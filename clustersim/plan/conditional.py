@@ -29,10 +29,14 @@ def capped(share: np.ndarray, top_k: int) -> np.ndarray:
     share    float64[E], sums to 1
     Returns  float64[E], sums to 1
     """
-    experts, most = len(share), 1.0 / top_k
-    if top_k >= experts:
-        return np.full(experts, 1.0 / experts)
-    full = np.zeros(experts, dtype=bool)
+    return below(share, 1.0 / min(top_k, len(share)))
+
+
+def below(share: np.ndarray, most: float) -> np.ndarray:
+    """As `capped`, with any largest share of at least 1 / E."""
+    if most * len(share) <= 1.0 + 1e-12:
+        return np.full(len(share), 1.0 / len(share))
+    full = np.zeros(len(share), dtype=bool)
     found = share
     while (found > most * (1 + 1e-12)).any():
         full |= found > most * (1 - 1e-12)

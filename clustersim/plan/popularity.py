@@ -14,17 +14,17 @@ from statistics import NormalDist
 import numpy as np
 
 from clustersim.errors import pick
-from clustersim.plan.conditional import capped
-from clustersim.plan.measured_counts import measured_shares
+from clustersim.plan.conditional import below, capped
 from clustersim.seeds import stream
 from clustersim.spec.model import Model
+from clustersim.spec.routing import unpacked
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import Gating, LayerCurve
 
 #: Halvings of an interval of exponents; the last is below what a float can tell apart.
-_HALVINGS = 100
+_HALVINGS = 60
 #: Widest lognormal that is tried, as standard deviation of the logarithm.
-_WIDEST = 200.0
+_WIDEST = 100.0
 #: Waves whose sum is a drifting score.
 _WAVES = 32
 #: Correlation of two normal scores at which that of their ranks is one half: 2 sin(pi / 12).
@@ -52,8 +52,12 @@ def popularity(
     Returns  float64[E], sums to 1
     """
     shares = pick(SHARES, gating.skew, "gating.skew")
-    still = shares(gating, experts, layer, seed, step, top_k)
-    return MOTIONS[gating.motion](still, gating, layer, seed, step, top_k)
+    return moved(shares(gating, experts, layer, seed, step, top_k), gating, layer, seed, step, top_k)
+
+
+def moved(share: np.ndarray, gating: Gating, layer: int, seed: int, step: int, top_k: int) -> np.ndarray:
+    """Shares after the bursts and rotations of so many steps, float64[E]."""
+    return MOTIONS[gating.motion](share, gating, layer, seed, step, top_k)
 
 
 def load_shares(gating: Gating, model: Model, seed: int, step: int = 0) -> np.ndarray:
@@ -99,30 +103,42 @@ def _hot(gating: Gating, experts: int, top_k: int) -> np.ndarray:
     return capped(share / share.sum(), top_k)
 
 
-@lru_cache(maxsize=256)
-def lognormal(experts: int, wished: float, top_k: int, bend: float = 0.0) -> np.ndarray:
+@lru_cache(maxsize=1024)
+def lognormal(experts: int, wished: float, top_k: int, peak: float = 0.0, bend: float = 0.0) -> np.ndarray:
     """Shares by rank whose Gini coefficient is the wished one, to 1e-9.
 
     The logarithms are those of a normal distribution's quantiles, as wide as needed (bisection). Counts
     that were measured fall like that: at equal Gini a power law has a hottest expert that is too hot
     and a tail that is too flat (see `clustersim gating fit`).
 
-    bend     adds its multiple of the squared quantile: heavier tails at the top
+    peak     of the hottest expert, over the mean; 0: what the law gives
+    bend     adds so much of the squared quantile: the hot ones stand out more, and the cold ones less
+    Returns  float64[E], falling; the nearest Gini coefficient where the wished one cannot be
     """
     z = _quantiles(experts)
-    form = z + bend * (z * z - 1.0) / 2.0
-
-    def share(width: float) -> np.ndarray:
-        weight = np.exp(width * (form - form.max()))
-        return capped(weight / weight.sum(), top_k)
-
+    form = z + bend * z * z / 2.0
     low, high = 0.0, _WIDEST
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if gini(share(middle)) < wished else (low, middle)
-    found = np.sort(share(high))[::-1]
+        share = _peaked(np.exp(middle * (form - form.max())), top_k, peak)
+        low, high = (middle, high) if gini(share) < wished else (low, middle)
+    found = np.sort(_peaked(np.exp(high * (form - form.max())), top_k, peak))[::-1]
     found.setflags(write=False)
     return found
+
+
+def _peaked(weight: np.ndarray, top_k: int, peak: float) -> np.ndarray:
+    """Weights as shares whose largest is `peak` times the mean, or what it is where no peak is given."""
+    share = weight / weight.sum()
+    if not peak:
+        return capped(share, top_k)
+    most = min(peak / len(share), 1.0 / top_k)
+    hottest = int(share.argmax())
+    if share[hottest] < most:
+        rest = np.delete(share, hottest)
+        # Others than the hottest may be beyond its share once they have what it leaves them.
+        return np.insert(below(rest / rest.sum(), most / (1.0 - most)) * (1.0 - most), hottest, most)
+    return below(share, most)
 
 
 @lru_cache(maxsize=64)
@@ -133,7 +149,7 @@ def _quantiles(experts: int) -> np.ndarray:
 
 def fitted_curve(curve: LayerCurve, experts: int, top_k: int) -> np.ndarray:
     """Shares by rank with a layer's Gini coefficient, its busiest expert and its bend."""
-    return lognormal(experts, curve.gini, top_k, curve.bend)
+    return lognormal(experts, curve.gini, top_k, curve.peak, curve.bend)
 
 
 LAWS: dict[str, Callable[[Gating, int, int], np.ndarray]] = {
@@ -204,7 +220,11 @@ def _fitted(gating: Gating, experts: int, layer: int, seed: int, step: int, top_
 def _replayed(gating: Gating, experts: int, layer: int, seed: int, step: int, top_k: int) -> np.ndarray:
     if not gating.content:
         return _flat(gating, experts, top_k)
-    return capped(measured_shares(gating.content, experts, layer), top_k)
+    measured = unpacked(gating.content)
+    counts = measured.counts[measured.nearest(layer)].astype(float)
+    share = np.zeros(experts)
+    share[: len(counts)] = counts / counts.sum()
+    return capped(share, top_k)
 
 
 def _topics(gating: Gating, experts: int, layer: int, seed: int, step: int, top_k: int) -> np.ndarray:
@@ -224,6 +244,12 @@ def topic_popularity(
     """Shares of every topic's choices, float64[Z, E]."""
     law = _wished(gating, experts, top_k)
     return np.stack([law[order(gating, experts, layer, seed, step, z)] for z in range(gating.topics)])
+
+
+def topics_of(gating: Gating, requests: int, seed: int, shard: int) -> np.ndarray:
+    """The topic of each of a shard's requests, int64[requests]."""
+    rng = stream(seed, "gating", "topics", shard)
+    return rng.choice(gating.topics, size=requests, p=topic_shares(gating))
 
 
 SHARES: dict[str, Callable[[Gating, int, int, int, int, int], np.ndarray]] = {

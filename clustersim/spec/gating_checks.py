@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from clustersim.spec.deployment import Deployment
-from clustersim.spec.documents import KeyPath
+from clustersim.spec.documents import DocumentError, KeyPath
 from clustersim.spec.model import Model
+from clustersim.spec.routing import unpacked
 from clustersim.spec.workload import Gating
 
 #: Skews whose experts stand where they were told to: nothing shuffles them, so nothing can drift.
@@ -52,8 +53,22 @@ def _check_experts(gating: Gating, model: Model) -> Iterator[tuple[KeyPath, str]
             f"{gating.gini:g} cannot be: with top_k = {model.top_k} of {model.experts} experts at least "
             f"{model.top_k} share the choices, which is a Gini coefficient of {most:.4g}",
         )
+    if gating.skew == "replayed" and gating.content:
+        yield from _check_content(gating, model)
     if gating.node_limited:
         yield from _check_groups(model)
+
+
+def _check_content(gating: Gating, model: Model) -> Iterator[tuple[KeyPath, str]]:
+    try:
+        measured = unpacked(gating.content)
+    except DocumentError as error:
+        yield ("gating", "content"), error.problem
+        return
+    experts = measured.counts.shape[1]
+    # Of single tokens only those experts are known that somebody took.
+    if experts > model.experts or (experts < model.experts and measured.ids is None):
+        yield ("gating", "counts"), f"has {experts} experts; {model.name} has {model.experts}"
 
 
 def _check_groups(model: Model) -> Iterator[tuple[KeyPath, str]]:
