@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from scenarios import MODEL, NVLINK, parallel, rail_tree, same_tables, single_se
 
 from clustersim.analysis.rebalancing import rebalancing
 from clustersim.analysis.summary import summarize
+from clustersim.engine.rebalancing import PLANS
+from clustersim.physics.exchanges import over_links
+from clustersim.plan.amending import amended
 from clustersim.plan.layout import Layout, lay_out
 from clustersim.plan.memory import does_not_fit, needs
 from clustersim.plan.moves import chunks, moves, settled
-from clustersim.plan.packing import imbalance
+from clustersim.plan.packing import eplb, imbalance
 from clustersim.spec.checks import gpu_of
 from clustersim.spec.scenario import Scenario
 from clustersim.trace.record import Trace
@@ -51,7 +55,8 @@ def contiguous(scenario: Scenario) -> Layout:
     """Where experts stand if nobody has looked at loads yet."""
     experts = scenario.deployment.experts.model_copy(update={"policy": "contiguous", "spare": 0})
     deployment = scenario.deployment.model_copy(update={"experts": experts})
-    return lay_out(scenario.model_copy(update={"deployment": deployment}))
+    found = lay_out(scenario.model_copy(update={"deployment": deployment}))
+    return replace(found, deployment=scenario.deployment)
 
 
 def run(scenario: Scenario) -> Trace:
@@ -71,6 +76,8 @@ VARIANTS = {
     "drifting, beside": lambda: loop(gating=DRIFT, transfer="background", layers_at_once=0),
     "with planning time": lambda: loop(gating=DRIFT, planning_time="20 us"),
     "spare places": lambda: loop(gating=DRIFT, policy="eplb", spare=1),
+    "amended": lambda: loop(gating=DRIFT, plan="amended"),
+    "amended, spare places": lambda: loop(gating=DRIFT, policy="packed", spare=1, plan="amended", window=3),
     "servers": lambda: loop(rail_tree(2, 2), gating=DRIFT, layers_at_once=2),
     "stages": lambda: loop(dp=2, pp=2, gating=DRIFT, workload={"microbatches": 2}),
     "shared experts": lambda: loop(tp=2, dp=2, etp=2, gating=DRIFT),
@@ -92,7 +99,7 @@ def ran(request: pytest.FixtureRequest) -> tuple[Scenario, Trace]:
 
 
 def test_something_moves_and_every_move_is_on_the_bill(ran: tuple[Scenario, Trace]) -> None:
-    scenario, trace = ran
+    _, trace = ran
     bill, flows = table(trace, "rebalances"), moved_flows(trace)
     began = ~np.isnan(bill["began"])
     assert began.any()
@@ -107,8 +114,6 @@ def test_no_token_is_lost_across_a_move(ran: tuple[Scenario, Trace]) -> None:
     experts, passes = table(trace, "experts"), table(trace, "token_batches")
     layers = scenario.model.layers
     came = np.zeros((len(passes["tokens"]), layers))
-    own = experts["rank"] % scenario.deployment.expert_tensor_parallel == experts["rank"] % 1
-    assert own.any()
     np.add.at(came, (experts["token_batch"], experts["layer"]), experts["tokens"])
     order = np.argsort(passes["token_batch"])
     assert (came == passes["tokens"][order][:, None] * scenario.model.top_k).all()
@@ -153,12 +158,11 @@ def test_passes_stand_still_only_while_the_scenario_says_stop(ran: tuple[Scenari
 
 
 def test_links_carry_what_the_passes_and_the_moves_send(ran: tuple[Scenario, Trace]) -> None:
-    _, trace = ran
+    scenario, trace = ran
     links, flows = table(trace, "links"), table(trace, "flows")
-    out_of_gpus = np.char.startswith(links["source"].astype(str), "gpu") | np.array(
-        ["gpu" in str(source) for source in links["source"]]
-    )
-    assert links["bytes"][out_of_gpus].sum() >= flows["wire"].sum() * (1 - 1e-9)
+    assert (flows["via"] == "peer").all()
+    paths = lay_out(scenario).paths.between(flows["source"], flows["target"]).links
+    assert over_links(flows["wire"], paths, len(links["link"])) == approx(links["bytes"])
 
 
 def test_the_same_scenario_gives_the_same_rows(ran: tuple[Scenario, Trace]) -> None:
@@ -278,14 +282,26 @@ def test_nothing_moves_below_the_threshold_or_for_too_little() -> None:
 
 
 @pytest.mark.parametrize("transfer", ["stop", "background"])
-@pytest.mark.parametrize("motion", [{"motion": "rotating", "rotate_every": 30}])
-def test_under_drift_rebalancing_lowers_the_imbalance(transfer: str, motion: dict[str, Any]) -> None:
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    "motion",
+    [
+        {"motion": "rotating", "rotate_every": 30},
+        {"motion": "drifting", "half_life": 30.0},
+        {"motion": "bursting", "burst_every": 30, "burst_steps": 15},
+    ],
+    ids=lambda motion: motion["motion"],
+)
+def test_under_drift_rebalancing_lowers_the_imbalance(
+    transfer: str, plan: str, motion: dict[str, Any]
+) -> None:
     scenario = loop(
-        gating={**SKEWED, **motion}, transfer=transfer, every=6, window=4,
+        gating={**SKEWED, **motion}, policy="packed", spare=1,
+        plan=plan, transfer=transfer, every=6, window=4,
         workload={"decode_steps": 60, "sequences": 256},
     )  # fmt: skip
     found = summarize(run(scenario))["rebalancing"]
-    assert found["imbalance"]["mean"] < 0.95 * found["imbalance"]["first"]
+    assert found["imbalance"]["mean"] < 0.97 * found["imbalance"]["first"]
     assert found["of_moves"]["after"] < found["of_moves"]["unmoved"]
     assert found["of_moves"]["foreseen"] < found["of_moves"]["before"]
 
@@ -317,6 +333,50 @@ def test_a_scenario_whose_buffers_do_not_fit_is_refused() -> None:
 
     assert not problems(1)
     assert "rebalancing buffers" in problems(0)[0].problem
+
+
+# ---- plans that amend -----------------------------------------------------------------------------
+
+
+@st.composite
+def loads(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
+    """Tokens [L, E], places [L, C] placed by other loads, ranks."""
+    ranks, each, spare = draw(st.integers(2, 6)), draw(st.integers(1, 4)), draw(st.integers(0, 2))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    before, after = rng.pareto(1.5, (2, 3, ranks * each)) * draw(st.sampled_from([0.0, 1.0, 1000.0]))
+    return after, eplb(before, ranks * (each + spare), 1, 1, ranks), ranks
+
+
+@given(loads())
+@settings(deadline=None)
+def test_an_amended_plan_is_never_worse_and_leaves_no_expert_out(
+    about: tuple[np.ndarray, np.ndarray, int],
+) -> None:
+    load, copies, ranks = about
+    found = amended(load, copies, ranks)
+    assert (imbalance(load, found, ranks) <= imbalance(load, copies, ranks)).all()
+    for layer in found:
+        assert set(layer.tolist()) == set(range(load.shape[1]))
+
+
+def test_an_amended_plan_moves_less_than_one_made_anew() -> None:
+    rng = np.random.default_rng(3)
+    before = rng.pareto(1.5, (4, 64))
+    after = before * rng.lognormal(0.0, 0.3, before.shape)
+    for spare in (0, 2):
+        places, domain = 8 * (8 + spare), np.zeros(8)
+        old = eplb(before, places, 1, 1, 8)
+        plans = {"anew": eplb(after, places, 1, 1, 8), "amended": amended(after, old, 8)}
+        count = {
+            name: sum(
+                len(moves(0, one, settled(one, other, 8, domain), 8, domain))
+                for one, other in zip(old, plan, strict=True)
+            )
+            for name, plan in plans.items()
+        }
+        left = {name: imbalance(after, plan, 8).mean() for name, plan in plans.items()}
+        assert count["amended"] < 0.5 * count["anew"]
+        assert left["amended"] < 1.05 * left["anew"] < imbalance(after, old, 8).mean()
 
 
 # ---- from placement to placement ------------------------------------------------------------------
@@ -398,7 +458,7 @@ def test_a_copy_comes_from_the_own_domain_and_from_who_sends_least() -> None:
 
 
 def test_layers_move_so_many_of_every_stage_at_a_time() -> None:
-    stages = [range(0, 3), range(3, 6)]
+    stages = [range(3), range(3, 6)]
     assert chunks([0, 1, 2, 4], stages, 1) == [[0, 4], [1], [2]]
     assert chunks([0, 1, 2, 4], stages, 2) == [[0, 1, 4], [2]]
     assert chunks([0, 1, 2, 4], stages, 0) == [[0, 1, 2, 4]]

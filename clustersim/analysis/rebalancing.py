@@ -107,8 +107,9 @@ def rebalancing_notes(found: Mapping[str, Any] | None) -> Iterator[str]:
         return
     moved, stopped = show(found["bytes"], "size"), show(found["stopped"], "time")
     yield (
-        f"Experts were placed anew {found['moved']:,} times ({found['planned']:,} planned): "
-        f"{moved} of weights came over links, passes stopped for {stopped}; a layer's busiest rank got {imbalance['mean']:.2f} x the mean tokens, at the first places it would "
+        f"Experts were placed anew {_times(found['moved'])} ({found['planned']:,} planned): "
+        f"{moved} of weights came over links, passes stopped for {stopped}; a layer's "
+        f"busiest rank got {imbalance['mean']:.2f} x the mean tokens, at the first places it would "
         f"have been {imbalance['first']:.2f} x."
     )
     if found["net"] is not None:
@@ -117,3 +118,7 @@ def rebalancing_notes(found: Mapping[str, Any] | None) -> Iterator[str]:
             f"By an estimate from the run's own service times this {verdict} "
             f"{show(abs(found['net']), 'time')} net of the stops; `clustersim rebalance` simulates both."
         )
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"

@@ -84,6 +84,8 @@ SCHEMA: dict[str, str] = {
     "experts.service.p99": "99 in 100 were served in at most this, s",
     "experts.service.max": "the longest, s",
     "experts.tokens": "tokens that came to expert copies, each counted once per copy it went to",
+    "experts.dropped": "choices for experts that had no capacity left (gating.capacity_factor); nobody "
+    "served them",
     "rebalancing.planned": "how often a new placement of the experts was planned; `rebalancing` is null "
     "where they stay where they are",
     "rebalancing.moved": "how often weights began to move",

@@ -88,6 +88,10 @@ def _notes(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
     imbalance = summary["experts"] and summary["experts"]["imbalance"]["mean"]
     if imbalance and imbalance >= _IMBALANCE_STANDS_OUT:
         yield f"Experts are unevenly loaded: a layer's busiest rank gets {imbalance:.2f} x the mean tokens."
+    dropped = summary["experts"]["dropped"] if summary["experts"] else 0
+    if dropped:
+        share = dropped / (dropped + int(numbers(trace.tables["experts"], "tokens").sum()))
+        yield f"Experts had no room for {dropped:,} choices of tokens, {share:.1%} of all; they were dropped."
     yield from rebalancing_notes(summary["rebalancing"])
     full = [link for link in summary["links"] if link["utilization"] >= _LINK_STANDS_OUT]
     for link in busiest(full, 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import nan
+from math import isnan, nan
 
 import numpy as np
 import simpy
@@ -15,11 +15,13 @@ from clustersim.engine.ledger import Ledger
 from clustersim.engine.tokenbatch import TokenBatch
 from clustersim.physics.chunked import refuse_beyond, services
 from clustersim.physics.exchanges import RoutedExchange, Routes
+from clustersim.plan.amending import amended
 from clustersim.plan.experts import copies_of
 from clustersim.plan.groups import layers_of
-from clustersim.plan.layout import Layout
+from clustersim.plan.layout import Layout, where_of
 from clustersim.plan.memory import expert_bytes
-from clustersim.plan.moves import Move, chunks, imbalance, moves, settled
+from clustersim.plan.moves import Move, chunks, moves, settled
+from clustersim.plan.packing import imbalance
 from clustersim.plan.stepgraph import Exchange
 from clustersim.spec.scenario import Scenario
 from clustersim.trace.record import Recorder
@@ -136,7 +138,7 @@ class Rebalancer:
     def admit(self) -> Process:
         """Waits until a pass may begin."""
         while self._gate is not None:
-            if self._waiting_since != self._waiting_since:
+            if isnan(self._waiting_since):
                 self._waiting_since = self._env.now
             yield self._gate
 
@@ -241,7 +243,7 @@ class Rebalancer:
     def _better(self, load: np.ndarray, now: np.ndarray) -> Plan:
         """New places for those layers that gain enough. now: float64[M] as in `_imbalance`."""
         layout, ranks = self.layout, self.layout.deployment.expert_parallel
-        wished = copies_of(load, layout.deployment)
+        wished = PLANS[self._how.plan](load, layout, self._scenario)
         then = self._imbalance(load, wished)
         # A plan that gains nothing at all never moves, however little gain is asked for.
         gains = (then <= (1 - self._how.least_gain) * now) & (then < now)
@@ -294,10 +296,9 @@ class Rebalancer:
             if not self._stops:
                 yield from self._until_through()
         bill.ended = self._env.now
-        if self._stops:
+        if not isnan(self._waiting_since):
             # A pass that asked before the last one had ended waited for that one, not for the weights.
-            waited = max(self._waiting_since, bill.began)
-            bill.stopped = self._env.now - waited if waited == waited else 0.0
+            bill.stopped = self._env.now - max(self._waiting_since, bill.began)
         self._unwatch()
         placed = self.layout.copies
         nothing = np.zeros_like(self._window[0].load)
@@ -342,6 +343,18 @@ class Rebalancer:
         last = max(self._counts, default=-1)
         while any(number <= last for number in self._counts):
             yield self._left
+
+
+def _anew(load: np.ndarray, layout: Layout, scenario: Scenario) -> np.ndarray:
+    """int[L, C] by the policy. load: float64[L, E]"""
+    return copies_of(load, layout.deployment, where_of(scenario, layout.ep_domain))
+
+
+def _amended(load: np.ndarray, layout: Layout, scenario: Scenario) -> np.ndarray:
+    return amended(load, layout.copies, layout.deployment.expert_parallel)
+
+
+PLANS: dict[str, Callable[[np.ndarray, Layout, Scenario], np.ndarray]] = {"anew": _anew, "amended": _amended}
 
 
 def _payload(routed: RoutedExchange) -> float:

@@ -175,14 +175,14 @@ class Replica:
             yield turn
             yield from self._rebalancer.admit()
             step = self._open_step(batch, one, parts)
-            token_batch = self._issue(one, step, ready, released, begins)
+            token_batch = self._issue(one, step.number, ready, released, begins)
             yield token_batch.done
             released = self._close(token_batch, one, step, microbatch)
 
-    def _issue(self, one: Pass, step: Step, ready: float, released: int, begins: simpy.Event) -> TokenBatch:
+    def _issue(self, one: Pass, step: int, ready: float, released: int, begins: simpy.Event) -> TokenBatch:
         number = self._token_batches
         self._token_batches += 1
-        prepared = self._prepare(one, number, step.number)
+        prepared = self._prepare(one, number, step)
         token_batch = TokenBatch(
             number, one.phase, prepared, self.fabric, self._routes, ready, released, begins
         )
@@ -207,7 +207,7 @@ class Replica:
         """Lowers and prices a pass, or takes an earlier pass's graph where both look alike."""
         scenario, layout = self.scenario, self.layout
         batch = one.batch(len(self._held), scenario.model.window)
-        counts, distinct = gated(batch, scenario, layout, number)
+        counts, distinct = gated(batch, scenario, layout, number, step)
         self._rebalancer.began(number, step, counts)
         enters = (*batch.arrays(), counts, layout.copies, *([] if distinct is None else [distinct]))
         key = batch.phase.encode() + b"".join(a.tobytes() for a in enters)
@@ -240,6 +240,7 @@ class Replica:
             start=began,
             end=now,
             tokens=token_batch.graph.tokens,
+            dropped=token_batch.graph.dropped,
         )
         work = token_batch.work()
         self.carried += work.carried[0]

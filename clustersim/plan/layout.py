@@ -10,9 +10,9 @@ from clustersim.errors import ClustersimError
 from clustersim.plan.collectives import AUTO, COLLECTIVES, check_algorithms
 from clustersim.plan.copy_choice import tokens_per_copy
 from clustersim.plan.experts import Where, copies_of
-from clustersim.plan.gating import popularity
 from clustersim.plan.groups import Groups, layers_of, process_groups
 from clustersim.plan.paths import Paths
+from clustersim.plan.popularity import load_shares, settled
 from clustersim.plan.rounds import domains_of
 from clustersim.plan.topology import Topology, build
 from clustersim.spec.deployment import Deployment
@@ -139,12 +139,12 @@ def _check_one_domain(name: str, groups: Groups, topology: Topology) -> None:
         )
 
 
-def expected_load(scenario: Scenario) -> np.ndarray:
-    """Share of first choices per expert, float64[L, E]: what a placement may know beforehand."""
-    model = scenario.model
-    return np.stack(
-        [popularity(scenario.gating, model.experts, layer, scenario.seed) for layer in range(model.layers)]
-    )
+def expected_load(scenario: Scenario, step: int = 0) -> np.ndarray:
+    """Share of a layer's choices per expert, float64[L, E]: what a placement may know beforehand.
+
+    step     steps of the run that came before
+    """
+    return load_shares(settled(scenario), scenario.model, scenario.seed, step)
 
 
 def hottest_rank(scenario: Scenario, layout: Layout) -> int:

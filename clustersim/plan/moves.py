@@ -23,22 +23,6 @@ class Move:
     target: int
 
 
-def imbalance(load: np.ndarray, copies: np.ndarray, ranks: int) -> np.ndarray:
-    """Largest ÷ mean load over the EP ranks of each layer, if an expert's copies share its load alike.
-
-    load     float64[L, E] tokens per expert
-    copies   int[L, C]; place c on EP rank c // (C / ranks)
-    Returns  float64[L]; 1 for a layer without load
-    """
-    found = np.ones(len(load))
-    for layer, (tokens, held) in enumerate(zip(load, copies, strict=True)):
-        total = tokens.sum()
-        if total > 0:
-            each = tokens / np.maximum(np.bincount(held, minlength=len(tokens)), 1)
-            found[layer] = each[held].reshape(ranks, -1).sum(axis=1).max() * ranks / total
-    return found
-
-
 def settled(old: np.ndarray, wished: np.ndarray, ranks: int, domain: np.ndarray) -> np.ndarray:
     """A wished placement, arranged so that as little as possible has to move.
 
@@ -61,11 +45,11 @@ def settled(old: np.ndarray, wished: np.ndarray, ranks: int, domain: np.ndarray)
 def _paired(held: np.ndarray, meant: np.ndarray) -> list[tuple[int, int]]:
     """Rank, and whose wish it takes: the most experts in common first, then its own, then in order."""
     n, experts = len(held), int(max(held.max(), meant.max())) + 1
-    holds, wants = (
-        np.stack([np.bincount(row, minlength=experts) > 0 for row in rows]) for rows in (held, meant)
-    )
-    common = (holds[:, None, :] & wants[None, :, :]).sum(axis=2)
-    order = np.argsort(-(2 * common + np.eye(n, dtype=np.int64)), axis=None, kind="stable")
+    holds, wants = (np.stack([np.bincount(row, minlength=experts) for row in rows]) for rows in (held, meant))
+    common = np.minimum(holds[:, None, :], wants[None, :, :])
+    # Further places for an expert that the rank holds already cost nothing: they only break ties.
+    score = (common > 0).sum(axis=2) * (held.shape[1] + 1) + common.sum(axis=2)
+    order = np.argsort(-(2 * score + np.eye(n, dtype=np.int64)), axis=None, kind="stable")
     pairs: list[tuple[int, int]] = []
     taken: set[int] = set()
     given: set[int] = set()
@@ -77,7 +61,7 @@ def _paired(held: np.ndarray, meant: np.ndarray) -> list[tuple[int, int]]:
             given.add(other)
     # The largest first is not always the most in all.
     as_wished = [(rank, rank) for rank in range(n)]
-    return max((as_wished, pairs), key=lambda chosen: sum(int(common[pair]) for pair in chosen))
+    return max((as_wished, pairs), key=lambda chosen: sum(int(score[pair]) for pair in chosen))
 
 
 def _kept(held: np.ndarray, meant: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ def packed(weight: np.ndarray, places: int, ranks: int) -> np.ndarray:
 def _improved(weight: np.ndarray, start: np.ndarray, ranks: int) -> np.ndarray:
     state = _State(start.copy(), packing.each_bears(weight, start), ranks, weight.shape[1])
     _take_apart(state)
-    _level(state)
+    _level(state, _ROUNDING)
     _take_apart(state)
     better = packing.imbalance(weight, state.copies, ranks) <= packing.imbalance(weight, start, ranks)
     # Sums in another order may differ in the last bit; then the start stands.
@@ -52,6 +52,18 @@ def _doubled(weight: np.ndarray, places: int, ranks: int) -> np.ndarray:
     heaviest = np.take_along_axis(once, np.argsort(-borne, axis=2, kind="stable"), axis=2)
     again = np.arange(places // ranks - once.shape[2]) % once.shape[2]
     return np.concatenate([once, heaviest[:, :, again]], axis=2).reshape(layers, places)
+
+
+def levelled(weight: np.ndarray, copies: np.ndarray, ranks: int, least: float) -> np.ndarray:
+    """A placement after the busiest rank has swapped copies with others while that helps enough.
+
+    copies   int[L, C]
+    least    a swap leaves both its ranks this share below what the busiest bore
+    Returns  int64[L, C]
+    """
+    state = _State(copies.copy(), packing.each_bears(weight, copies), ranks, weight.shape[1])
+    _level(state, least)
+    return state.copies
 
 
 class _State:
@@ -117,8 +129,8 @@ def _take_apart(state: _State) -> None:
         state.swap(some[fine], np.full(int(fine.sum()), place), other[fine])
 
 
-def _level(state: _State) -> None:
-    """Swaps between the busiest rank and others until none of its swaps helps."""
+def _level(state: _State, least: float) -> None:
+    """Swaps between the busiest rank and others until none of its swaps helps it by this share."""
     active = np.arange(len(state.copies))
     for _ in range(state.copies.shape[1]):
         busiest = state.load[active].argmax(axis=1)
@@ -126,7 +138,7 @@ def _level(state: _State) -> None:
         places = busiest[:, None] * state.slots + np.arange(state.slots)
         cost = state.costs(active, places).reshape(len(active), -1)
         best = cost.argmin(axis=1)
-        helps = cost[np.arange(len(active)), best] < peak * (1 - _ROUNDING)
+        helps = cost[np.arange(len(active)), best] < peak * (1 - least)
         active, best = active[helps], best[helps]
         if not len(active):
             return

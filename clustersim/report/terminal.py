@@ -268,7 +268,7 @@ def _rebalancing(summary: Summary, console: Console) -> None:
     put_paragraph(
         console,
         "  ",
-        f"{found['moved']:,} times of {found['planned']:,} plans: {found['copies']:,} copies, "
+        f"{found['moved']:,} of {found['planned']:,} plans moved something: {found['copies']:,} copies, "
         f"{said_size(found['bytes'])} over links in {said_time(found['moving'])}, "
         f"stopped for {said_time(found['stopped'])} ({said_or_dash(said_share, found['stopped_share'])})",
     )

@@ -13,11 +13,12 @@ from itertools import islice
 from typing import TypeAlias
 
 from clustersim.errors import nearest
-from clustersim.spec.deployment import SPARING, Deployment, Experts
+from clustersim.spec.deployment import BY_LOAD, SPARING, Deployment, Experts
 from clustersim.spec.dividing import does_not_divide
 from clustersim.spec.documents import KeyPath
 from clustersim.spec.fabrics import Mismatch, links_per_pair, uplinks
 from clustersim.spec.formats import missing_format, multiplied_as, rate_key
+from clustersim.spec.gating_checks import check_gating
 from clustersim.spec.hardware import (
     Dragonfly,
     FatTree,
@@ -33,7 +34,7 @@ from clustersim.spec.kernel_tables import fitted_parameters
 from clustersim.spec.model import PLAIN, Model
 from clustersim.spec.placement_checks import EXPERT_CHECKS
 from clustersim.spec.references import catalogue_entries, not_in_catalogue
-from clustersim.spec.workload import Fault, Network, Workload
+from clustersim.spec.workload import Fault, Gating, Network, Workload
 from clustersim.units import show
 
 #: GPUs of the largest machine that is simulated.
@@ -58,6 +59,7 @@ class Parts:
     model: Model | None = None
     deployment: Deployment | None = None
     workload: Workload | None = None
+    gating: Gating | None = None
     network: Network | None = None
     faults: tuple[Fault, ...] = ()
 
@@ -110,6 +112,8 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
         found += check_cut(deployment, model)
         if model.experts:
             found += EXPERT_CHECKS[deployment.experts.policy](deployment, model)
+    if parts.gating:
+        found += check_gating(parts.gating, model, deployment)
     if workload and deployment:
         found += check_batch(workload, deployment)
     return found
@@ -455,6 +459,10 @@ def check_experts(experts: Experts, deployment: Deployment) -> Findings:
     if experts.spare and experts.policy not in SPARING:
         known = ", ".join(SPARING)
         yield (*place, "spare"), f'policy "{experts.policy}" does not use it; only {known} do'
+    if experts.rebalance.every and experts.policy not in BY_LOAD:
+        known = ", ".join(BY_LOAD)
+        problem = f'policy "{experts.policy}" looks at no load, so nothing would ever move; {known} do'
+        yield (*place, "rebalance", "every"), problem
     if experts.start == "expert_complete" and deployment.expert_tensor_parallel != 1:
         yield (
             (*place, "start"),

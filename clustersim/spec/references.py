@@ -34,6 +34,10 @@ from clustersim.spec.documents import (
     read_json,
     tree,
 )
+from clustersim.spec.routing import packed, read_routing
+
+#: Endings of files of measured counts.
+COUNTS = (".csv", ".npz", ".npy", ".json", ".jsonl")
 
 #: Files that may name one another in a row.
 DEEPEST = 8
@@ -169,6 +173,8 @@ class Resolver:
         for key, nested in kind.nested.items():
             if key in children:
                 children[key] = self._resolved(children[key], nested, (*path, key), chain)
+        if kind is SCENARIO and "gating" in children:
+            children["gating"] = self._replayed(children["gating"], chain)
         written = replace(table, children=children)
         if reference is None:
             return written
@@ -222,6 +228,34 @@ class Resolver:
             origin = here.under(*config_key.split("."))
             children[key] = tree(value, origin) if isinstance(value, dict) else Leaf(value, origin)
         return Table(children, here, replaces=True)
+
+    def _replayed(self, gating: Node, chain: Chain) -> Node:
+        """The gating with the content of the measured counts that it names, unless it carries it already."""
+        named = gating.children.get("counts") if isinstance(gating, Table) else None
+        if not isinstance(gating, Table) or not isinstance(named, Leaf) or "content" in gating.children:
+            return gating
+        name, namer = named.value, named.origin.document
+        if not isinstance(name, str) or not name:
+            return gating
+        suffix = os.path.splitext(name)[1]
+        problem = "" if suffix in COUNTS else f"is no file of counts; they end in {', '.join(COUNTS)}"
+        problem = problem or _refused_name(name, suffix)
+        file = Path() if problem else Path(os.path.realpath(namer.folder / name))
+        problem = problem or _refused_file(name, file, chain)
+        content = ""
+        try:
+            measured = [] if problem else read_routing(file)
+            if len(measured) > 1:
+                problem = f"holds {len(measured)} measurements; one is wanted: {measured[0].name}, ..."
+            elif measured:
+                content = packed(measured[0])
+        except DocumentError as error:
+            at = f"line {error.line} " if error.line else ""
+            problem = f"{at}{error.problem}{'' if error.line else _near_file(file.parent, name)}"
+        if problem:
+            self._note(named.origin, f'"{name}" {problem}', ("gating",))
+        children = {**gating.children, "content": Leaf(content, named.origin)}
+        return replace(gating, children=children)
 
     def _file(self, reference: Node, path: KeyPath, chain: Chain) -> tuple[Table, Chain] | None:
         """The tree of a referenced file and the chain that leads on from it, or None."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from clustersim.errors import nearest
-from clustersim.spec.quantities import Count, Size, Time, Value, Whole
+from clustersim.spec.quantities import Count, Fraction, Size, Time, Value, Whole
 
 
 class Workload(Value):
@@ -45,17 +45,91 @@ class Workload(Value):
     kv_block_tokens: Count = 16
 
 
-class Gating(Value):
-    """How popular the experts are.
+class LayerCurve(Value):
+    """How one layer's load is spread over its experts, as a fit found it.
 
-    skew      even: every expert gets the same; zipf: popularity of rank r is r ** -exponent
-    exponent  of zipf
-    shuffle   popularity ranks are shuffled per layer; otherwise expert 0 is the hottest everywhere
+    layer  to which the numbers belong; other layers take those of the nearest one
+    gini   Gini coefficient of the tokens per expert
+    peak   tokens of the busiest expert over the mean
+    bend   how much heavier (positive) or lighter the tails are than those of a lognormal
     """
 
-    skew: Literal["even", "zipf"] = "even"
+    layer: Whole
+    gini: Annotated[float, Field(ge=0.0, lt=1.0)]
+    peak: Annotated[float, Field(ge=1.0, le=1e6)]
+    bend: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+
+
+class Gating(Value):
+    """How popular the experts are, and how that changes.
+
+    Popularity is the share of all choices of a layer that an expert gets. A token takes `top_k` different
+    experts, so that no share exceeds 1 / top_k: what a law would give beyond goes to the others.
+
+    skew             even: every expert gets the same; uniform: every token draws at random, all experts
+                     alike; zipf: popularity of rank r is r ** -exponent; gini: lognormal with the wished
+                     `gini`; hot: `hot_experts` share `hot_share` of all choices; hot_rank: the experts that a
+                     contiguous placement puts on EP rank `hot_rank` do; topics: every request is about one
+                     of `topics`, each with its own popularity of that `gini`; fitted: `layers`, as
+                     `clustersim gating fit` writes them; replayed: the measured `counts`
+    exponent         of zipf
+    gini             Gini coefficient of the popularity; for topics of every topic's
+    hot_experts      how many are hot; 0: one, for hot_rank all that the rank holds
+    hot_share        their share of all choices
+    hot_rank         EP rank
+    topics           how many there are
+    topic_exponent   how much more often some are asked about: topic r has a share of r ** -topic_exponent
+    topic_requests   requests at a time on one shard of the attention, each about one topic
+    layers           of fitted: a table per layer
+    counts           of replayed: CSV with layer_id,expert_id,count or layer,expert,count; or npz or npy with
+                     expert ids [tokens, layers, top_k], which are drawn again token by token; relative to
+                     the file that names it
+    content          what stood in that file, packed; written, so that a result needs no further file
+    motion           still; drifting: experts change ranks, half of the rank correlation is gone after
+                     `half_life`; bursting: every `burst_every` steps, for `burst_steps`, a new hot topic of
+                     one expert in eight takes `burst_share` of all choices; rotating: every
+                     `rotate_every` steps the popularity moves on, by `hot_experts` or by one expert
+    half_life        steps
+    burst_every      steps from the beginning of a burst to that of the next; the first begins after as many
+    burst_steps      steps
+    burst_share      of all choices
+    rotate_every     steps
+    correlation      between the ranks that an expert has in two layers: 0 none, 1 the same order everywhere
+    shuffle          popularity ranks are shuffled per layer; otherwise expert 0 is the hottest everywhere
+    capacity_factor  an expert takes at most this many times its even share of an EP group's choices, the
+                     others are dropped, of every source in proportion; 0: no bound
+    node_limited     a token's experts lie in `groups_chosen` of the model's `expert_groups`
+    """
+
+    skew: Literal["even", "uniform", "zipf", "gini", "hot", "hot_rank", "topics", "fitted", "replayed"] = (
+        "even"
+    )
     exponent: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    gini: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    hot_experts: Whole = 0
+    hot_share: Fraction = 0.5
+    hot_rank: Whole = 0
+    topics: Annotated[int, Field(ge=1, le=1000)] = 8
+    topic_exponent: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    topic_requests: Annotated[int, Field(ge=1, le=100_000)] = 8
+    layers: tuple[LayerCurve, ...] = ()
+    counts: str = ""
+    content: str = ""
+    motion: Literal["still", "drifting", "bursting", "rotating"] = "still"
+    half_life: Annotated[float, Field(gt=0.0, le=1e9)] = 100.0
+    burst_every: Count = 100
+    burst_steps: Count = 20
+    burst_share: Fraction = 0.5
+    rotate_every: Count = 100
+    correlation: Fraction = 0.0
     shuffle: bool = True
+    capacity_factor: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
+    node_limited: bool = False
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
 
 
 class Network(Value):

@@ -70,6 +70,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "start": ("float64", "when the first rank of stage 0 began with it, s"),
         "end": ("float64", "when it left the last stage, s"),
         "tokens": ("int64", "tokens in it, over all shards"),
+        "dropped": ("int64", "choices for experts that had no capacity left, over all layers"),
     },
     "spans": {
         "span": ("int64", "span number"),
