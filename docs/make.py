@@ -72,7 +72,7 @@ def command_page(name: str, command: click.Command) -> str:
     return "\n".join(
         [
             f"# clustersim {name}\n",
-            _printed_from("clustersim/cli.py"),
+            _printed_from("clustersim/cli/"),
             f"    clustersim {name} {usage}\n",
             f"{cleandoc(command.help or '')}\n",
             _table(("option", "what it does"), rows) if rows else "It has no options.\n",
