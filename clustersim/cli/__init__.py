@@ -6,31 +6,23 @@ that cannot end, 130 interrupted.
 
 from __future__ import annotations
 
-import io
-import json
-import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from clustersim.study.cases import Base, Bench
-
-_SCENARIO = click.argument("file", type=click.Path(path_type=Path))
-_SET = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE",
-    help="Override a key of the file, such as deployment.expert_parallel=8. May be repeated.",
-)  # fmt: skip
-_SEED = click.option("--seed", type=click.IntRange(min=0), help="Replace the scenario's seed.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON alone on standard output.")
+from clustersim.cli.options import JSON as _JSON
+from clustersim.cli.options import SCENARIO as _SCENARIO
+from clustersim.cli.options import SEED as _SEED
+from clustersim.cli.options import SET as _SET
+from clustersim.cli.output import print_json as _print_json
+from clustersim.cli.output import print_page as _print_page
+from clustersim.cli.output import print_text as _print
+from clustersim.cli.output import progress as _progress
+from clustersim.cli.output import warn as _warn
+from clustersim.cli.stress import stress as _stress
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -474,231 +466,7 @@ def catalogue(section: str, name: str, as_json: bool) -> None:
     _print_page(lambda console: show_entry(found, console) if name else show_listing(found, console))
 
 
-@cli.command()
-@_SCENARIO
-@_SET
-@_SEED
-@click.option(
-    "--slo", metavar="BOUND", default="",
-    help='The bound that is to be kept, such as "p99 step < 60 ms" or "tokens/s > 400000"; by default the '
-    "p99 step may take 1.2 times as long as under even load.",
-)  # fmt: skip
-@click.option(
-    "--only", "parts", multiple=True, type=click.Choice(["suite", "breaking", "help"]),
-    help="Answer just this part; may be repeated.",
-)  # fmt: skip
-@click.option(
-    "--steps", type=click.IntRange(min=1), metavar="N",
-    help="Decode steps per case; by default 8, or the file's if these are fewer.",
-)  # fmt: skip
-@click.option(
-    "--map", "axes", metavar="ROWS,COLUMNS", default="",
-    help="Instead, map where this deployment beats another, over two of skew, tokens, spare, slow_gpu and "
-    "slow_link.",
-)  # fmt: skip
-@click.option(
-    "--against", type=click.Path(path_type=Path), metavar="FILE2",
-    help="With --map: the other deployment; by default what the file's claim is against.",
-)  # fmt: skip
-@click.option(
-    "--set-b", "other", multiple=True, metavar="KEY=VALUE",
-    help="With --map: override a key of the other deployment, which without --against is FILE itself.",
-)  # fmt: skip
-@click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N", help="Processes; by default one per core."
-)  # fmt: skip
-@click.option("--resume", is_flag=True, help="Take what an interrupted call finished as done.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The result folder itself.")
-@_JSON
-def stress(
-    file: Path, overrides: tuple[str, ...], seed: int | None, slo: str, parts: tuple[str, ...],
-    steps: int | None, axes: str, against: Path | None, other: tuple[str, ...], workers: int | None,
-    resume: bool, out: Path | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Put the deployment in FILE under uneven load and slow hardware: what it costs, breaks and helps.
-
-    \b
-    clustersim stress workloads/large_ep.toml
-    clustersim stress workloads/large_ep.toml --slo "p99 step < 14 ms" --only breaking
-    clustersim stress workloads/large_ep.toml --map skew,tokens
-    clustersim stress mine.toml --map skew,slow_gpu --set-b deployment.experts.policy=eplb
-
-    The suite runs the scenario balanced, skewed, with hot experts and ranks, ragged sources, an idle rank,
-    load that moves, slow GPUs and a slow link, and holds each against even load with the same random numbers.
-    Then the breaking points: the smallest skew, the least slow GPU and the least thin link with which the
-    bound is missed, by bisection. Then what would help: the same cases under other expert policies with up to
-    two spare places per rank; a placement that does not fit into memory is told as such.
-
-    Cases run on all cores. The folder is results/<name>-stress-<hash> unless --out names another; it holds
-    stress.json, drawings, and cases.jsonl, in which every finished case is kept at once: after Ctrl-C
-    --resume runs only what is missing. The same call leaves the same bytes.
-    """
-    from clustersim.errors import ClustersimError
-    from clustersim.study.cases import Base
-
-    mine = Base(str(file), (*overrides, *(() if seed is None else (f"seed={seed}",))))
-    if not axes and (against or other):
-        raise ClustersimError("--against and --set-b: say with --map what is to be compared")
-    if axes and (slo or parts):
-        raise ClustersimError("--map: answers with a map alone; leave --slo and --only out")
-    call = _StressCall(mine, steps or 0, workers or 0, resume, out, as_json)
-    if axes:
-        _map_regimes(call, axes, against, (*other, *mine.overrides[len(overrides) :]))
-    else:
-        _stress_suite(call, slo, parts)
-
-
-@dataclass(frozen=True, slots=True)
-class _StressCall:
-    """What both questions of `stress` are asked with."""
-
-    base: Base
-    steps: int
-    workers: int
-    resume: bool
-    out: Path | None
-    as_json: bool
-
-
-def _stress_suite(call: _StressCall, slo: str, parts: tuple[str, ...]) -> None:
-    from clustersim.report import stress as shown
-    from clustersim.study.slo import parse_slo
-    from clustersim.study.stress import PARTS, Listener, Wish, folder_of, prepared, save
-    from clustersim.study.stress import stress as answer
-
-    if slo:
-        parse_slo(slo)
-    wish = Wish(call.base, tuple(p for p in PARTS if p in parts) or PARTS, slo, call.steps)
-    folder = folder_of(prepared(wish)[1], call.out)
-    with _bench(call, folder) as (bench, put, tell):
-        titles = {"breaking": "Where the bound breaks"}
-
-        def row(kind: str, value: Any) -> None:
-            title = titles.pop(kind, "")
-            put(lambda console: shown.show_row(kind, title, value, console))
-
-        found = answer(wish, bench, Listener(row, tell))
-        save(found, folder, shown.help_drawings(found))
-    if call.as_json:
-        _print_json(found)
-    else:
-        _print_page(lambda console: shown.show_end(found, console, folder))
-
-
-def _map_regimes(call: _StressCall, axes: str, against: Path | None, other: tuple[str, ...]) -> None:
-    from clustersim.report.stress import map_drawing, show_map
-    from clustersim.study.cases import Base
-    from clustersim.study.regimes import MapWish, other_of, parse_axes, regime_map
-    from clustersim.study.stress import Listener, Wish, folder_of, prepared, save
-
-    rows, columns = parse_axes(axes)
-    scenario = prepared(Wish(call.base, steps=call.steps))[1]
-    alike = against is None and bool(other)
-    theirs = call.base.file if alike else other_of(call.base.file, scenario, against)
-    wish = MapWish(
-        call.base, Base(theirs, (*call.base.overrides, *other) if alike else other), columns, rows, call.steps
-    )
-    hash_b = folder_of(prepared(Wish(wish.b, steps=call.steps))[1], None).name
-    folder = folder_of(scenario, call.out, hash_b, rows, columns)
-    with _bench(call, folder) as (bench, _, tell):
-        found = regime_map(wish, bench, Listener(tell=tell))
-        save(found, folder, {"map.svg": map_drawing(found)})
-    if call.as_json:
-        _print_json(found)
-    else:
-        _print_page(lambda console: show_map(found, console, folder))
-
-
-@contextmanager
-def _bench(
-    call: _StressCall, folder: Path
-) -> Iterator[tuple[Bench, Callable[[Callable[[Console], None]], None], Callable[[int, int], None]]]:
-    """Workers, a way to print a page while the bar stands, and the bar."""
-    from clustersim.study.cases import Bench
-    from clustersim.study.stress import KEPT, check_folder
-
-    check_folder(folder)
-    with (
-        Bench(call.workers, folder / KEPT, call.resume) as bench,
-        _bar_and_lines(call.as_json) as (tell, put),
-    ):
-        if call.resume:
-            _warn(f"{bench.resumed} cases are done already", call.as_json)
-        try:
-            yield bench, put, tell
-        except KeyboardInterrupt:
-            _warn(f"{bench.done} finished cases are kept in {folder}; --resume goes on")
-            raise
-
-
-@contextmanager
-def _bar_and_lines(
-    silent: bool,
-) -> Iterator[tuple[Callable[[int, int], None], Callable[[Callable[[Console], None]], None]]]:
-    """A bar as in `_progress`, and a way to print meanwhile; nothing of either where all is to be silent."""
-    if silent:
-        yield (lambda done, all_: None), (lambda page: None)
-        return
-    if not sys.stderr.isatty():
-        yield (lambda done, all_: None), _print_page
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    # The bar is taken away while a line is printed: both may be the same terminal.
-    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task("simulating", total=None)
-
-        def put(page: Callable[[Console], None]) -> None:
-            bar.stop()
-            _print_page(page)
-            bar.start()
-
-        yield (lambda done, all_: bar.update(task, completed=done, total=all_)), put
-
-
-def _print_json(value: Any) -> None:
-    _print(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _print_page(page: Callable[[Console], None]) -> None:
-    from rich.console import Console
-
-    tty = sys.stdout.isatty()
-    encoding = sys.stdout.encoding or "utf-8"
-    # Drawn first and printed in one go: what can go wrong with standard output goes wrong in `_print`.
-    drawn = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="", write_through=True)
-    # Piped output is read by programs and in logs: keep its width the same everywhere.
-    page(Console(file=drawn, force_terminal=tty, width=None if tty else 100, highlight=False))
-    drawn.seek(0)
-    _print(drawn.read())
-
-
-def _print(text: str) -> None:
-    """Results, on standard output."""
-    try:
-        click.echo(text, nl=False)
-    except BrokenPipeError:
-        # The reader has gone (`| head`); what it wanted it has, and nothing more shall be flushed to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        from clustersim.errors import ClustersimError
-
-        raise ClustersimError(f"standard output: {error.strerror or error}") from error
-
-
-@contextmanager
-def _progress(silent: bool, what: str = "simulating") -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, where that is a terminal. `what` stands before it."""
-    if silent or not sys.stderr.isatty():
-        yield lambda done, all_: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, all_: bar.update(task, completed=done, total=all_)
+cli.add_command(_stress)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -726,16 +494,6 @@ def _status(arguments: list[str] | None) -> int:
         return _say("internal error: this is a fault of clustersim, please report it", 1)
 
 
-def _warn(sentence: str, quiet: bool = False) -> None:
-    """Says on standard error what one may wonder about."""
-    if sentence and not quiet:
-        click.echo(sentence, err=True)
-
-
 def _say(text: str, status: int) -> int:
     click.echo(text, err=True)
     return status
-
-
-if __name__ == "__main__":
-    main()
