@@ -490,7 +490,7 @@ def even_counts(monkeypatch: pytest.MonkeyPatch, counts: list[list[int]]) -> Non
     """Every layer gets these counts [N, E]."""
     fixed = np.array(counts)
     monkeypatch.setattr(
-        lowering, "expert_counts", lambda tokens, model, *rest: np.stack([fixed] * model.layers)
+        lowering, "expert_counts", lambda tokens, model, *_, **__: np.stack([fixed] * model.layers)
     )
 
 
