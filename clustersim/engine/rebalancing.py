@@ -287,12 +287,13 @@ class Rebalancer:
 
     def _move_all(self, plan: Plan, bill: Bill) -> Process:
         bill.began = self._env.now
-        bill.layers = sum(map(len, plan.layers))
-        bill.copies = len(plan.moves)
         old = self.layout.copies
         for layers in plan.layers:
-            yield from self._move([one for one in plan.moves if one.layer in layers], layers, bill)
+            some = [one for one in plan.moves if one.layer in layers]
+            yield from self._move(some, layers, bill)
             self._switch(plan.copies, layers)
+            bill.layers += len(layers)
+            bill.copies += len(some)
             if not self._stops:
                 yield from self._until_through()
         bill.ended = self._env.now

@@ -168,8 +168,8 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "ready": ("float64", "when the plan was there, s; NaN: the run was over before"),
         "began": ("float64", "when the first weights began to move, s; NaN: nothing moved"),
         "ended": ("float64", "when the last layer stood at its new places, s; NaN: it never did"),
-        "layers": ("int32", "layers with new places"),
-        "copies": ("int64", "expert copies that the plan brought to another rank"),
+        "layers": ("int32", "layers that came to stand at new places"),
+        "copies": ("int64", "expert copies that came to another rank for them"),
         "bytes": ("float64", "weights that came over links, all shares of an expert counted"),
         "stopped": ("float64", "time in which passes waited for the weights and none was under way, s"),
         "before": (
