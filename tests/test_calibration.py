@@ -145,7 +145,7 @@ def test_a_fit_goes_through_its_points_and_its_files_read_back(monkeypatch: pyte
     )
     known = calls_of([rows])[KEY]
     found = fitted_calls(known, gpu_named("h100_sxm"), {"rate": Parameter(1e-2, 1e-6, 1.0)})
-    table = table_of(found)
+    table = table_of(found, known.measured)
     rate = float(found.parameters["rate"].value)
     at = np.stack([np.log2(n), np.full(32, 9.0), np.log2(m)], axis=1)
     ratio, origin, _ = lay(table, at)

@@ -15,6 +15,8 @@ ORIGINS = ("measured", "interpolated", "extrapolated", "formula")
 _BEYOND = ("extrapolated", "formula")
 #: Share of the computing time beyond measurements from which on a run warns.
 BEYOND_STANDS_OUT = 0.1
+#: What `deployment.kernels` says where no library was asked for.
+_ANY = "auto"
 #: Operators named in the summary, and in the warning.
 _LISTED, _NAMED = 12, 3
 
@@ -67,6 +69,7 @@ def price_notes(trace: Trace, found: dict[str, Any] | None) -> Iterator[str]:
     if found["shares"]["formula"] >= BEYOND_STANDS_OUT and not any(one["basis"] for one in found["bases"]):
         yield f"No kernel of {gpu} or a relative was measured: computing is priced by its data sheet alone."
         return
+    yield from _library_note(trace, found)
     others = {one["basis"].split()[0]: one["share"] for one in reversed(found["bases"]) if one["basis"]}
     foreign = [name for name in others if name != gpu]
     if foreign:
@@ -80,6 +83,17 @@ def price_notes(trace: Trace, found: dict[str, Any] | None) -> Iterator[str]:
     if share >= BEYOND_STANDS_OUT:
         named = "; ".join(_told(one) for one in beyond[:_NAMED])
         yield f"{share:.0%} of the computing time lies beyond what was measured: {named}."
+
+
+def _library_note(trace: Trace, found: dict[str, Any]) -> Iterator[str]:
+    """How far a library that was asked for could be taken."""
+    asked = trace.facts.get("kernels") or _ANY
+    share = sum(one["share"] for one in found["bases"] if one["basis"].split()[2:] == [asked])
+    if asked != _ANY and share < 1.0 - 1e-9:
+        yield (
+            f"deployment.kernels = {asked}: {share:.0%} of the computing time is priced by its kernels, the "
+            "rest by those of others, for want of measurements."
+        )
 
 
 def _told(one: dict[str, Any]) -> str:

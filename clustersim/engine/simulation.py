@@ -82,6 +82,7 @@ def simulate(
             "events": _events(env),
             "startup": left_out(layout.topology, scenario.network.startup),
             "gpu_model": layout.topology.gpu.name,
+            "kernels": scenario.deployment.kernels,
         }
     )
 

@@ -44,7 +44,8 @@ class Kernel:
     least       (gpu, format, columns) → float64[Q] s no price may be below: the data sheet's roofline
     shape       columns → float64[Q, S] log2 coordinates in which models differ
     size        columns → float64[Q, D] log2 coordinates that grow with the batch
-    table       kernel whose tables it is priced by, if not its own
+    table       kernel that it is a part of, whose tables price it where it has none of its own
+    share       (gpu, format, parameters, columns) → float64[Q] its share of that kernel's time
     unmeasured  parameters where no table prices it; None: the data sheet and a launch do
     batch       columns that a larger batch of the same shape multiplies, and with them the size's first
                 coordinate
@@ -60,6 +61,7 @@ class Kernel:
     shape: Callable[[Columns], np.ndarray]
     size: Callable[[Columns], np.ndarray]
     table: str = ""
+    share: Callable[[Gpu, str, Any, Columns], np.ndarray] | None = None
     unmeasured: Any = None
     form: str = ""
     batch: tuple[str, ...] = ("sequences", "tokens", "pairs", "context")
@@ -76,7 +78,8 @@ def lay(table: KernelTable, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
     at       float64[Q, D]
     Returns  float64[Q] log(measured / computed); int8[Q] origin, an index into ORIGINS; float64[Q]
-             octaves beyond the grid, summed over coordinates, or to the nearest measured point
+             octaves beyond the grid, summed over coordinates, or to the nearest measured point, where
+             that is further than counts as inside
     """
     first = np.zeros(len(at), dtype=np.int64)
     beyond, exact = np.zeros(len(at)), np.ones(len(at), dtype=bool)
@@ -100,7 +103,7 @@ def lay(table: KernelTable, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
         weight = np.prod([pair[c] for pair, c in zip(weights, corner, strict=True)], axis=0)
         ratio += weight * flat_ratio[place]
         far += weight * flat_far[place]
-    off = np.maximum(beyond, far)
     outside = (beyond > _BEYOND) | (far > REACH)
+    off = np.where(outside, np.maximum(beyond, far), 0.0)
     on = exact & (far <= NEAR) & ~outside
     return ratio, np.select([on, ~outside], [MEASURED, INTERPOLATED], EXTRAPOLATED).astype(np.int8), off

@@ -29,10 +29,9 @@ TILE_ROWS = (16, 32, 64, 128, 256)
 TILE_COLUMNS = 128
 #: s: of a layer this long, half of what throttling takes in the end is taken. As in physics.gemm.
 THROTTLED_AFTER = 1e-3
-#: Passes over rows and over results of the first product that permute, unpermute and activation are priced
-#: for by themselves: one read and one write each, and half as wide after gates.
-OWN_ROW_PASSES = 3.0
-OWN_INNER_PASSES = 1.5
+#: Passes of an activation over the results of the first product: one read, and one write half as wide after
+#: gates.
+ACTIVATION_PASSES = 1.5
 #: Bytes of a number before it is brought into a narrow format, and of a result.
 WIDE = 2.0
 
@@ -91,32 +90,48 @@ def layer_seconds(gpu: Gpu, form: str, p: ExpertParameters, c: Columns) -> np.nd
 
 
 def up_seconds(gpu: Gpu, form: str, p: ExpertParameters, c: Columns) -> np.ndarray:
-    """float64[Q] s of the first grouped product, [rows, hidden] x [hidden, inter], with gates twice as wide,
-    and of bringing its rows into a narrow format."""
-    return _alone(gpu, form, p, c, _up(c), 0.0)
+    """float64[Q] s of the first grouped product by itself, [rows, hidden] x [hidden, inter], with gates twice
+    as wide, and of bringing its rows into a narrow format."""
+    rows = c["counts"].sum(axis=1) * c["hidden"]
+    return _alone(gpu, p, c, 0.5 * p.row_passes * rows, _product(gpu, form, p, c, *_up(c)))
 
 
 def down_seconds(gpu: Gpu, form: str, p: ExpertParameters, c: Columns) -> np.ndarray:
-    """float64[Q] s of the second grouped product, [rows, inter] x [inter, hidden], and of bringing its rows
-    into a narrow format."""
-    return _alone(gpu, form, p, c, _down(c), max(p.inner_passes - OWN_INNER_PASSES, 0.0))
-
-
-def _alone(
-    gpu: Gpu,
-    form: str,
-    p: ExpertParameters,
-    c: Columns,
-    product: tuple[np.ndarray, np.ndarray],
-    inner_passes: float,
-) -> np.ndarray:
-    """A product by itself: one kernel's launch, half of what the layer pays per expert held, and half of what
-    it moves beyond what permute, unpermute and activation are priced for."""
+    """float64[Q] s of the second grouped product by itself, [rows, inter] x [inter, hidden], and of bringing
+    its rows into a narrow format."""
     rows = c["counts"].sum(axis=1)
-    moved = 0.5 * max(p.row_passes - OWN_ROW_PASSES, 0.0) * rows * c["hidden"]
-    moved = moved + inner_passes * rows * _up(c)[0]
+    moved = 0.5 * p.row_passes * rows * c["hidden"] + p.inner_passes * rows * _up(c)[0]
+    return _alone(gpu, p, c, moved, _product(gpu, form, p, c, *_down(c)))
+
+
+def activation_seconds(gpu: Gpu, form: str, p: ExpertParameters, c: Columns) -> np.ndarray:
+    """float64[Q] s of the activation between the two by itself: its numbers read and written, each once."""
+    moved = ACTIVATION_PASSES * c["counts"].sum(axis=1) * _up(c)[0]
+    return _alone(gpu, p, c, moved, np.zeros(len(moved)))
+
+
+def _alone(gpu: Gpu, p: ExpertParameters, c: Columns, moved: np.ndarray, product: np.ndarray) -> np.ndarray:
+    """One kernel's launch, half of what a layer pays per expert held, numbers moved, and a product."""
     taken = gpu.launch_latency + 0.5 * p.per_expert * _held(c) + moved * (WIDE / gpu.memory_bandwidth)
-    return np.asarray(taken + _product(gpu, form, p, c, *product))
+    return np.asarray(taken + product)
+
+
+def share_of(part: str) -> _Seconds:
+    """Which share of a whole layer's time a part of it has: up, activation and down share everything that is
+    in a layer in proportion to their own work, so that they add up to the measured layer."""
+
+    def share(gpu: Gpu, form: str, p: ExpertParameters, c: Columns) -> np.ndarray:
+        work = {
+            "up": _product(gpu, form, p, c, *_up(c)),
+            "down": _product(gpu, form, p, c, *_down(c)),
+            "activation": ACTIVATION_PASSES
+            * c["counts"].sum(axis=1)
+            * _up(c)[0]
+            * (WIDE / gpu.memory_bandwidth),
+        }
+        return np.asarray(work[part] / sum(work.values()))
+
+    return share
 
 
 def _product(
@@ -235,7 +250,12 @@ def layer_size(c: Columns) -> np.ndarray:
 _COLUMNS = ("counts", "hidden", "inter", "gated", "top_k")
 
 
-def _kernel(name: str, seconds: _Seconds, least: _Least, table: str = "") -> Kernel:
+def activation_least(gpu: Gpu, form: str, c: Columns) -> np.ndarray:
+    """float64[Q] s: zero, as what is activated may lie in L2."""
+    return np.zeros(len(c["counts"]))
+
+
+def _kernel(name: str, seconds: _Seconds, least: _Least, part: str = "") -> Kernel:
     # Skew may save time, too: the same rows on fewer experts read fewer weights.
     return Kernel(
         name,
@@ -245,7 +265,8 @@ def _kernel(name: str, seconds: _Seconds, least: _Least, table: str = "") -> Ker
         least,
         layer_shape,
         layer_size,
-        table,
+        table="experts" if part else "",
+        share=share_of(part) if part else None,
         rises=1,
         batch=("counts", "tokens", "even_rows"),
     )
@@ -253,6 +274,7 @@ def _kernel(name: str, seconds: _Seconds, least: _Least, table: str = "") -> Ker
 
 KERNELS = (
     _kernel("experts", layer_seconds, layer_least),
-    _kernel("expert_up", up_seconds, up_least, "experts"),
-    _kernel("expert_down", down_seconds, down_least, "experts"),
+    _kernel("expert_up", up_seconds, up_least, "up"),
+    _kernel("expert_activation", activation_seconds, activation_least, "activation"),
+    _kernel("expert_down", down_seconds, down_least, "down"),
 )

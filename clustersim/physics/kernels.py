@@ -14,13 +14,14 @@ from clustersim.physics import attention, elementwise, experts, gemm, mla
 from clustersim.physics.calibration import (
     EXTRAPOLATED,
     FORMULA,
+    INTERPOLATED,
     NEAR,
     Columns,
     Kernel,
     coordinates,
     lay,
 )
-from clustersim.spec.gpus import gpu_named
+from clustersim.spec.gpus import gpu_named, siblings
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.kernel_tables import KernelTable, TableKey, fitted_parameters, kernel_table
 
@@ -106,14 +107,17 @@ def _by_guess(kernel: Kernel, gpu: Gpu, form: str, columns: Columns) -> _Found:
 
 def _by_table(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, key: TableKey) -> _Found:
     """Calls by a table's formula, and by its curve where that speaks of their format and architecture."""
-    table, least = kernel_table(key), kernel.least(gpu, form, columns)
+    if key.kernel != kernel.name:
+        return _part(kernel, gpu, form, columns, key)
+    foreign = key.gpu != gpu.name or not _as_catalogued(gpu)
+    table, least = kernel_table(key), kernel.least(_at_most_reached(gpu) if foreign else gpu, form, columns)
     parameters = kernel.parameters(**table.parameters)
     seconds = kernel.seconds(gpu, form, parameters, columns)
     if key.format != form:
         return np.maximum(seconds, least), np.full(len(least), FORMULA, dtype=np.int8), np.zeros(len(least))
     at = coordinates(kernel, columns)
     ratio, origin, outside = lay(table, at)
-    if key.gpu != gpu.name or not _as_catalogued(gpu):
+    if foreign:
         origin = np.maximum(origin, EXTRAPOLATED)
     # A curve is the ways of a library's code for one architecture; it does not travel to another.
     if gpu.architecture == gpu_named(key.gpu).architecture:
@@ -124,6 +128,15 @@ def _by_table(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, key: TableK
 
         _keep_between(seconds, kernel, table, columns, at, price)
     return np.maximum(seconds, least), origin, outside
+
+
+def _part(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, key: TableKey) -> _Found:
+    """Calls that are a share of a larger kernel's; its parts add up to it, but nobody timed one alone."""
+    assert kernel.share is not None, f"{kernel.name} is no part of {key.kernel}"
+    whole = KERNELS[key.kernel]
+    seconds, origin, outside = _by_table(whole, gpu, form, columns, key)
+    share = kernel.share(gpu, form, whole.parameters(**kernel_table(key).parameters), columns)
+    return seconds * share, np.maximum(origin, INTERPOLATED), outside
 
 
 def _keep_between(
@@ -174,6 +187,15 @@ def _moved(at: np.ndarray, d: int, to: np.ndarray) -> np.ndarray:
     return there
 
 
+def _at_most_reached(gpu: Gpu) -> Gpu:
+    """The GPU with the rates that the best product reaches; narrow formats reach no more than bf16 does."""
+    if not gpu.reached:
+        return gpu
+    widest = gpu.reached.get("bf16", 1.0)
+    rates = {form: rate * gpu.reached.get(form, widest) for form, rate in gpu.flop_rate.items()}
+    return gpu.model_copy(update={"flop_rate": rates})
+
+
 def _as_catalogued(gpu: Gpu) -> bool:
     """Whether the measured GPU is meant, not one of its name with other rates."""
     known = gpu_named(gpu.name)
@@ -196,22 +218,24 @@ def has_guess(kernel: Kernel, gpu: Gpu) -> bool:
 def _basis(
     kernels: tuple[str, str], gpu: str, relative: str | None, form: str, library: str
 ) -> TableKey | None:
-    """Of the format before its stand-ins, of the GPU before its relative, of the kernel itself before the one
-    it shares tables with, of the library before others."""
+    """Of the format before its stand-ins, of the library asked for before others, of the GPU before its
+    relative and before those that are alike, of the kernel itself before the one it shares tables with."""
+    names = [name for name in (gpu, relative, *siblings(gpu)) if name]
+    order = (library, *LIBRARIES)
+
+    def place(key: TableKey) -> tuple[bool, int, int, int]:
+        known = order.index(key.library) if key.library in order else len(order)
+        return key.library != library, names.index(key.gpu), kernels.index(key.kernel), known
+
     there = [
         key
         for key in fitted_parameters()
-        if key.kernel in kernels and (key.library == library or key.library not in ONLY_NAMED)
+        if key.kernel in kernels
+        and key.gpu in names
+        and (key.library == library or key.library not in ONLY_NAMED)
     ]
-    order = (library, *LIBRARIES)
-
-    def place(key: TableKey) -> tuple[int, int]:
-        known = order.index(key.library) if key.library in order else len(order)
-        return kernels.index(key.kernel), known
-
     for wanted in (form, *STAND_INS[form]):
-        for name in (gpu, relative):
-            fitting = [key for key in there if key.gpu == name and key.format == wanted]
-            if fitting:
-                return min(fitting, key=place)
+        fitting = [key for key in there if key.format == wanted]
+        if fitting:
+            return min(fitting, key=place)
     return None

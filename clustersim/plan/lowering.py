@@ -220,47 +220,28 @@ def _serve(out: Builder, came: np.ndarray) -> None:
 
 
 def _expert(out: Builder, rows: np.ndarray, even: float, slot: int) -> None:
-    """rows int64[N, g]: tokens of the g copies that a rank serves together; even: of any copy on average."""
-    m = out.model
+    """rows int64[N, g]: tokens of the g copies that a rank serves together; even: of any copy on average.
+
+    A copy without tokens is not read, one with a single token is read whole.
+    """
+    m, form = out.model, out.expert_format
     inner = m.ffn // out.d.expert_tensor_parallel
     up = inner * (2 if m.ffn_kind == "gated" else 1)
-    tokens = rows.sum(axis=1)
-    _grouped(out, "expert_gemm_1", "expert_up", rows, even, up, m.hidden, slot)
-    activated = WIDTH * tokens * (up + inner)
-    out.moves("expert_activation", "activation", tokens, activated, slot=slot)
-    _grouped(out, "expert_gemm_2", "expert_down", rows, even, m.hidden, inner, slot)
+    tokens, used = rows.sum(axis=1), (rows > 0).sum(axis=1)
+    gated = float(m.ffn_kind == "gated")
+    sizes = {"hidden": m.hidden, "inter": inner, "gated": gated, "top_k": m.top_k, "even_rows": even}
 
+    def add(name: str, kernel: str, flop: Any, moved: Any) -> None:
+        columns = {**out.call(kernel, form, **sizes).columns, "counts": rows.astype(float)}
+        out.add(name, flop=flop, bytes=moved, call=Call(kernel, form, columns), slot=slot)
 
-def _grouped(
-    out: Builder,
-    name: str,
-    kernel: str,
-    rows: np.ndarray,
-    even: float,
-    columns: int,
-    depth: int,
-    slot: int,
-) -> None:
-    """One product per copy, all in one kernel. A copy without tokens is not read, one with a single
-    token is read whole."""
-    m = out.model
-    sizes = out.call(
-        kernel,
-        out.expert_format,
-        hidden=m.hidden,
-        inter=m.ffn // out.d.expert_tensor_parallel,
-        gated=float(m.ffn_kind == "gated"),
-        top_k=m.top_k,
-        even_rows=even,
-    )
-    tokens, weights = rows.sum(axis=1), (rows > 0).sum(axis=1) * columns * depth
-    out.add(
-        name,
-        flop=2.0 * tokens * columns * depth,
-        bytes=FORMAT_BYTES[out.expert_format] * (weights + tokens * depth) + WIDTH * tokens * columns,
-        call=Call(sizes.kernel, sizes.format, {**sizes.columns, "counts": rows.astype(float)}),
-        slot=slot,
-    )
+    def product(name: str, kernel: str, columns: int, depth: int) -> None:
+        moved = FORMAT_BYTES[form] * (used * columns + tokens) * depth + WIDTH * tokens * columns
+        add(name, kernel, 2.0 * tokens * columns * depth, moved)
+
+    product("expert_gemm_1", "expert_up", up, m.hidden)
+    add("expert_activation", "expert_activation", 0.0, WIDTH * tokens * (up + inner))
+    product("expert_gemm_2", "expert_down", m.hidden, inner)
 
 
 def _hand_over(out: Builder) -> None:

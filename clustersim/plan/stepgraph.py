@@ -47,6 +47,7 @@ _MOVES = ("tokens", "bytes")
 KERNELS: dict[str, tuple[str, ...]] = {
     "gemm": ("m", "n", "k"),
     "expert_up": _EXPERTS,
+    "expert_activation": _EXPERTS,
     "expert_down": _EXPERTS,
     "attention_prefill": _ATTENTION,
     "attention_decode": _ATTENTION,

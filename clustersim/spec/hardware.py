@@ -10,6 +10,7 @@ from clustersim.spec.quantities import (
     Bandwidth,
     Count,
     FlopRate,
+    Fraction,
     Frequency,
     Power,
     Size,
@@ -39,6 +40,8 @@ class Gpu(Value):
                       bandwidth hold wherever this one has no measured kernels of its own; left out: nobody's
     flop_rate         dense FLOP/s by number format, e.g. {bf16 = "989 TFLOP/s"}; formats that share the
                       rate of another one (fp8_block that of fp8) are not listed
+    reached           share of flop_rate that the best matrix product anyone found reaches, by number format;
+                      bounds prices that rest on another GPU's measurements; left out: nobody searched
     memory            HBM, bytes
     memory_bandwidth  HBM, bytes/s
     sms               streaming multiprocessors (compute units)
@@ -56,6 +59,7 @@ class Gpu(Value):
     aliases: tuple[str, ...] = ()
     relative: str | None = None
     flop_rate: dict[str, FlopRate] = Field(min_length=1)
+    reached: dict[str, Fraction] | None = None
     memory: Size
     memory_bandwidth: Bandwidth
     sms: Count

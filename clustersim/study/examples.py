@@ -98,8 +98,8 @@ def page_of(found: Mapping[str, Mapping[str, Any]]) -> str:
         "# The seed deployments: found beside claimed",
         "",
         f"Written by `{_COMMAND}` from the summaries beside this page; a test says when it is stale. "
-        "Operators cost what was measured of their kernels, exchanges what was measured of the libraries that "
-        "do them; what lies beyond measurements each run says.",
+        "Operators cost what was measured of their kernels, exchanges what was measured of the libraries "
+        "that do them; what lies beyond measurements each run says.",
         "",
         "| scenario | tokens/s found | claimed | TPOT found | claimed | step | largest lower bound |",
         "|---|---|---|---|---|---|---|",

@@ -19,7 +19,7 @@ from clustersim.physics.calibration import Columns, Kernel, coordinates
 from clustersim.physics.kernels import KERNELS
 from clustersim.spec.gpus import gpu_named
 from clustersim.spec.hardware import Gpu
-from clustersim.spec.kernel_tables import KernelTable, TableKey, packed
+from clustersim.spec.kernel_tables import FAR_STEP, KernelTable, TableKey, packed
 from clustersim.study.kernel_families import STARTS, measured_rows
 from clustersim.study.kernel_rows import Rows, taken
 from clustersim.study.kriging import Surface, best_surface, left_out, predict
@@ -33,6 +33,8 @@ MOST_NODES = 60_000
 FOLDS = 8
 #: Coordinates nearer than this are the same, octaves.
 _SAME = 1e-6
+#: A node whose price is off what was timed there by more, as log ratio, is interpolated, not measured.
+KEPT = 0.05
 #: Turns in which measured times are made to rise along all size coordinates.
 _TURNS = 20
 
@@ -235,14 +237,17 @@ def _near(start: Parameter, value: float) -> Parameter:
     return replace(start, start=min(max(value, start.low), start.high))
 
 
-def table_of(found: Fit) -> KernelTable:
-    """The grid that goes through the fit's points."""
+def table_of(found: Fit, timed: np.ndarray) -> KernelTable:
+    """The grid that goes through the fit's points.
+
+    timed    float64[N] s as they were measured: a node is only called measured if it says what they say
+    """
     at = found.surface.at
     axes = _axes(at)
     nodes = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
     ratio, far = predict(found.surface, nodes), _nearest(nodes, at)
-    here, mean = _at_nodes(axes, at, found.surface.values)
-    ratio[here], far[here] = mean, 0.0
+    here, mean, kept = _at_nodes(axes, at, found.surface.values, np.log(timed / found.calls.measured))
+    ratio[here], far[here] = mean, np.where(kept, 0.0, FAR_STEP)
     shape = tuple(len(axis) for axis in axes)
     values = {name: float(one.value) for name, one in found.parameters.items()}
     return KernelTable(found.calls.key, values, axes, ratio.reshape(shape), far.reshape(shape))
@@ -294,9 +299,13 @@ def _distinct(values: np.ndarray, apart: float) -> np.ndarray:
 
 
 def _at_nodes(
-    axes: Sequence[np.ndarray], at: np.ndarray, values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flat indices of nodes with a point on them, and the mean of the points' values there."""
+    axes: Sequence[np.ndarray], at: np.ndarray, values: np.ndarray, moved: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flat indices of nodes with a point on them, the mean of the points' values there, and whether all
+    of them were timed within KEPT of it.
+
+    moved    float64[P] log(as timed / as in values)
+    """
     index = np.zeros(len(at), dtype=np.int64)
     on = np.ones(len(at), dtype=bool)
     for axis, column in zip(axes, at.T, strict=True):
@@ -305,7 +314,10 @@ def _at_nodes(
         index = index * len(axis) + place
     nodes, which = np.unique(index[on], return_inverse=True)
     mean = np.bincount(which, weights=values[on]) / np.bincount(which)
-    return nodes, mean
+    off = np.abs(values[on] + moved[on] - mean[which])
+    worst = np.zeros(len(nodes))
+    np.maximum.at(worst, which, off)
+    return nodes, mean, worst <= KEPT
 
 
 def _nearest(nodes: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -334,7 +346,7 @@ def write_kernels(folder: Path) -> Iterator[str]:
         found = fitted_calls(calls, gpu, start)
         alone = computed(KERNELS[key.kernel], gpu, calls, found.parameters)
         told = foretold(found, gpu, start)
-        table = table_of(found)
+        table = table_of(found, calls.measured)
         curves.update(packed(table))
         parts.append(document(key, found.parameters))
         yield (

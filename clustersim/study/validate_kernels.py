@@ -37,6 +37,7 @@ OPERATORS = {
     "mla_decode_module": "mla",
     "experts": "moe",
     "expert_up": "moe",
+    "expert_activation": "moe",
     "expert_down": "moe",
 }
 MOVES = "elementwise"
