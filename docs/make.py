@@ -36,6 +36,7 @@ from clustersim.spec.schema import meanings
 from clustersim.spec.writing import toml_value
 from clustersim.study.kernel_flags import FLAGS, MEANINGS
 from clustersim.study.price_flags import usage
+from clustersim.study.stress_schema import stress_page
 from clustersim.study.validate import drawing, validate_network
 from clustersim.trace.record import TABLES
 from clustersim.units import UNITS, show
@@ -52,6 +53,7 @@ def pages() -> dict[str, str]:
     """Page, as a path under docs/ → its text."""
     return {
         "summary.md": schema_page(),
+        "stress.md": stress_page(),
         "trace.md": trace_page(),
         "scenario.md": scenario_page(),
         "catalogue.md": catalogue_page(),
@@ -73,7 +75,7 @@ def command_page(name: str, command: click.Command) -> str:
     return "\n".join(
         [
             f"# clustersim {name}\n",
-            _printed_from("clustersim/cli.py"),
+            _printed_from("clustersim/cli/"),
             f"    clustersim {name} {usage}\n",
             f"{_blocks_indented(cleandoc(command.help or ''))}\n",
             _table(("option", "what it does"), rows) if rows else "It has no options.\n",
@@ -129,6 +131,7 @@ PLACES = {
     "Mla": "[model.mla]",
     "Deployment": "[deployment]",
     "Experts": "[deployment.experts]",
+    "Rebalance": "[deployment.experts.rebalance]",
     "Algorithms": "[deployment.algorithms]",
     "Workload": "[workload]",
     "Gating": "[gating]",

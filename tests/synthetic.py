@@ -33,6 +33,7 @@ def tiny(
     experts: bool = True,
     faults: bool = False,
     prices: bool = True,
+    rebalances: bool = False,
     requests: dict[str, Any] | None = None,
     **facts: Any,
 ) -> Trace:
@@ -45,11 +46,35 @@ def tiny(
         _spans(recorder)
     if experts:
         _experts(recorder)
+    if rebalances:
+        _rebalances(recorder)
     if prices:
         _prices(recorder)
     if faults:
         recorder.rows("faults", kind="slow_gpu", place="rank 1", start=0.0, end=1.0, factor=2.0)
     return recorder.finish({**FACTS, **facts})
+
+
+def _rebalances(recorder: Recorder) -> None:
+    """Two plans, of which the first moves 8 B in half a second between the steps."""
+    recorder.rows(
+        "rebalances",
+        rebalance=[0, 1],
+        observed=0.0,
+        planned=[3.0, 7.0],
+        ready=[3.0, 7.0],
+        began=[3.0, NAN],
+        ended=[3.5, NAN],
+        layers=[1, 0],
+        copies=[2, 0],
+        bytes=[8.0, 0.0],
+        stopped=[0.5, 0.0],
+        before=[1.5, 1.1],
+        foreseen=[1.0, 1.1],
+        after=[1.25, NAN],
+        unmoved=[1.75, NAN],
+    )
+    recorder.rows("placements", token_batch=[0, 1], layer=0, mean=2.0, busiest=[3, 4], first=[4, 4])
 
 
 def _prices(recorder: Recorder) -> None:
@@ -105,6 +130,7 @@ def _requests_and_steps(recorder: Recorder, overwritten: dict[str, Any]) -> None
         start=[0.0, 3.0],
         end=[3.0, 8.0],
         tokens=2,
+        dropped=0,
     )
 
 

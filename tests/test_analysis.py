@@ -315,8 +315,31 @@ def test_prices_are_told_by_origin_by_table_and_by_what_lies_beyond_measurements
     )
 
 
+def test_the_bill_of_moving_experts_by_hand() -> None:
+    summary = summarize(tiny(rebalances=True))
+    found = summary["rebalancing"]
+    assert (found["planned"], found["moved"], found["finished"], found["copies"]) == (2, 1, 1, 2)
+    assert (found["bytes"], found["moving"], found["stopped"], found["stopped_share"]) == (
+        8.0,
+        0.5,
+        0.5,
+        0.05,
+    )
+    # Busiest 3 and 4 of a mean of 2; at the first places 4 and 4.
+    assert found["imbalance"] == {"mean": 1.75, "max": 2.0, "first": 2.0}
+    assert found["of_moves"] == {"before": 1.5, "foreseen": 1.0, "after": 1.25, "unmoved": 1.75}
+    # Ranks served 3, 1, 0 and 4 tokens in 0.5, 0.2, 0 and 1 s: by least squares 0.23 s for a token more,
+    # and one was spared.
+    assert found["gained"] == pytest.approx(0.23) and found["net"] == pytest.approx(-0.27)
+    placed, estimate = summary["notes"][-2:]
+    assert placed.startswith("Experts were placed anew once (2 planned): 8 B of weights")
+    assert "1.75 x the mean tokens, at the first places it would have been 2.00 x." in placed
+    assert "this cost 270 ms net of the stops" in estimate
+    assert summarize(tiny())["rebalancing"] is None
+
+
 VARIANTS: dict[str, Trace] = {
-    "whole": tiny(claimed=CLAIM, faults=True),
+    "whole": tiny(claimed=CLAIM, faults=True, rebalances=True),
     "sums only": tiny(spans=False),
     "no experts": tiny(experts=False),
     "prefill": tiny(requests={"first_token": float("nan"), "input_tokens": 5, "output_tokens": 0}),

@@ -18,6 +18,7 @@ from clustersim.plan.distinct import counted, expected
 from clustersim.plan.gating import CHOICES, GATINGS, expert_counts, popularity
 from clustersim.plan.layout import lay_out
 from clustersim.plan.lowering import gated, lower
+from clustersim.plan.popularity import settled
 from clustersim.plan.stepgraph import Exchange, StepGraph
 from clustersim.seeds import stream
 from clustersim.spec.batch import Piece, batch_of
@@ -25,8 +26,8 @@ from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import Gating
 
 
-def shares(experts: int, exponent: float) -> np.ndarray:
-    return popularity(Gating(skew="zipf", exponent=exponent), experts, 0, 1)
+def shares(experts: int, exponent: float, top_k: int = 1) -> np.ndarray:
+    return popularity(Gating(skew="zipf", exponent=exponent), experts, 0, 1, 0, top_k)
 
 
 def taken(skew: str, tokens: list[int], share: np.ndarray, top_k: int) -> list[tuple[int, list[int]]]:
@@ -87,7 +88,7 @@ def test_what_is_expected_of_counts_is_what_draws_give(
     drawn = counted(blocks, np.tile(home, (2, 1)), domains)
     counts = GATINGS["zipf"](tokens, share, top_k, stream(0))
     found = expected(counts, np.arange(experts), home, top_k)
-    assert found == approx(drawn, rel=0.02)
+    assert found == approx(drawn, rel=0.025)
     # Counting every choice would be far off where domains hold several experts of a token.
     plain = counts @ (home[:, None] == np.arange(domains))
     assert plain.sum() > drawn.sum()
@@ -154,7 +155,7 @@ def lowered(scenario: Scenario, token_batch: int = 0) -> StepGraph:
     shards = scenario.deployment.data_parallel
     batch = batch_of("prefill", [Piece(shard, 30, 0, 1) for shard in range(shards)], shards)
     counts, once = gated(batch, scenario, layout, token_batch)
-    alone = expert_counts(load_of(batch, layout).slices, scenario.model, scenario.gating, 0, token_batch)
+    alone = expert_counts(load_of(batch, layout).slices, scenario.model, settled(scenario), 0, token_batch)
     assert np.array_equal(counts, alone), "to ask for more moves no draw"
     return lower(batch, counts, layout, once)
 

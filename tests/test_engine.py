@@ -39,7 +39,7 @@ from clustersim.physics import exchanges
 from clustersim.physics.fidelity import NETWORKS
 from clustersim.plan import lowering
 from clustersim.plan.collectives import AUTO, COLLECTIVES
-from clustersim.plan.experts import COPY_CHOICES
+from clustersim.plan.copy_choice import COPY_CHOICES
 from clustersim.plan.gating import GATINGS
 from clustersim.plan.layout import lay_out
 from clustersim.plan.memory import needs
@@ -490,7 +490,7 @@ def even_counts(monkeypatch: pytest.MonkeyPatch, counts: list[list[int]]) -> Non
     """Every layer gets these counts [N, E]."""
     fixed = np.array(counts)
     monkeypatch.setattr(
-        lowering, "expert_counts", lambda tokens, model, *rest: np.stack([fixed] * model.layers)
+        lowering, "expert_counts", lambda tokens, model, *_, **__: np.stack([fixed] * model.layers)
     )
 
 

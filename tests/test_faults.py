@@ -22,7 +22,7 @@ from clustersim.analysis.summary import summarize
 from clustersim.cli import _status
 from clustersim.engine import simulation
 from clustersim.engine.fabric import Fabric, Meeting
-from clustersim.engine.faults import capacities, link_faults, switches
+from clustersim.engine.faults import Pace, capacities, link_faults, paces, switches
 from clustersim.engine.link import link_process
 from clustersim.engine.outages import Outages
 from clustersim.errors import ClustersimError, ScenarioError, StuckError
@@ -103,6 +103,106 @@ def test_random_spells_have_the_stated_means_and_their_own_stream() -> None:
     one = Fault.model_validate(plan | {"link": "a"})
     first, second = (list(itertools.islice(switches(one, position, 3), 9)) for position in (0, 1))
     assert first != second
+
+
+# ---- slow GPUs ----------------------------------------------------------------------------------
+
+
+def paces_of(*faults: dict[str, Any], gpus: int = 4, hottest: int = 2, seed: int = 0) -> list[Pace | None]:
+    """How slow each of so many GPUs is under all these faults."""
+    return paces([Fault.model_validate(one) for one in faults], gpus, hottest, seed)
+
+
+def factors(pace: Pace | None, times: list[float]) -> list[float]:
+    """What a GPU without faults does not have: its factors at some times."""
+    assert pace is not None
+    return [pace.at(time) for time in times]
+
+
+def test_a_gpu_is_slow_between_start_and_end_and_others_are_not() -> None:
+    none, slow, *others = paces_of(fault("slow_gpu", gpu=1, factor=3.0, start=1.0, end=2.0))
+    assert none is None and others == [None, None]
+    assert factors(slow, [0.0, 1.0, 1.99, 2.0, 9.0]) == [1.0, 3.0, 3.0, 1.0, 1.0]
+
+
+def test_a_throttled_gpu_is_slow_for_its_share_of_every_period() -> None:
+    hot = paces_of(fault("throttled_gpu", gpu="all", factor=2.0, period=1.0, duty=0.25, start=1.0, end=3.1))
+    for pace in hot:
+        assert factors(pace, [0.5, 1.0, 1.24, 1.25, 2.1, 2.5, 3.05, 3.2]) == [1, 2, 2, 1, 2, 1, 2, 1]
+
+
+def test_what_befalls_a_gpu_at_once_multiplies_whatever_kind_it_is() -> None:
+    plans = [
+        fault("slow_gpu", gpu="hottest", factor=3.0, start=1.0),
+        fault("throttled_gpu", gpu=2, factor=2.0, period=2.0),
+        fault("slow_gpu", gpu="all", factor=1.5, end=1.5),
+    ]
+    found = paces_of(*plans, hottest=2)
+    assert factors(found[2], [0.0, 0.9, 1.0, 1.5, 2.0]) == [3.0, 3.0, 4.5, 3.0, 6.0]
+    assert factors(found[0], [0.0, 1.0, 1.5]) == [1.5, 1.5, 1.0]
+
+
+def test_gpus_throttle_at_random_each_for_itself_and_as_often_as_stated() -> None:
+    hot = fault("throttled_gpu", gpu="all", factor=2.0, period=1.0, duty=0.25, timing="random")
+    times = np.arange(0.0, 20_000.0, 0.5).tolist()
+    one, other = (np.array(factors(pace, times)) for pace in paces_of(hot, gpus=2, seed=5))
+    # 20 000 periods; neighbouring samples hang together, so the mean is off by some 1/100.
+    assert (one == 2.0).mean() == approx(0.25, rel=0.05) and (other == 2.0).mean() == approx(0.25, rel=0.05)
+    assert np.corrcoef(one, other)[0, 1] == approx(0.0, abs=0.03)
+    again = np.array(factors(paces_of(hot, gpus=4, seed=5)[0], times))
+    assert np.array_equal(one, again), "a larger machine leaves a GPU's own spells as they are"
+
+
+def test_the_speeds_of_gpus_spread_around_what_they_were_priced_at() -> None:
+    narrow, wide = (
+        np.array([factors(pace, [0.0])[0] for pace in paces_of(fault("spread_gpus", spread=s), gpus=2000)])
+        for s in (0.05, 0.1)
+    )
+    assert narrow.mean() == approx(1.0, rel=1e-12) and wide.mean() == approx(1.0, rel=1e-12)
+    # The standard deviation of 2000 draws is off by 1/63 of itself, usually.
+    assert np.log(narrow).std() == approx(0.05, rel=0.06)
+    assert np.allclose(np.log(wide) - np.log(wide).mean(), 2 * (np.log(narrow) - np.log(narrow).mean()))
+    for_a_while = paces_of(fault("spread_gpus", spread=0.1, start=1.0, end=2.0))[0]
+    before, within, after = factors(for_a_while, [0.5, 1.0, 2.0])
+    assert before == after == 1.0 and within != 1.0
+
+
+def test_no_step_beats_its_bounds_where_some_gpus_are_faster_than_priced() -> None:
+    scenario = tiny(
+        single_server(2, nvlink=1e15),
+        deployment=parallel(dp=2),
+        faults=[fault("spread_gpus", spread=0.5)],
+        workload={"sequences": 512, "phase": "prefill"},
+    )
+    steps = table(trace_of(scenario), "steps")
+    assert steps["end"] - steps["start"] >= np.maximum(steps["bound_compute"], steps["bound_memory"])
+
+
+def test_the_hottest_gpu_is_the_one_whose_experts_are_most_popular() -> None:
+    def slow(gpu: object) -> Scenario:
+        return tiny(
+            single_server(4),
+            deployment=parallel(dp=4, experts={"policy": "explicit", "slots": [[3], [1], [0], [2]]}),
+            gating={"skew": "zipf", "shuffle": False},
+            faults=[fault("slow_gpu", gpu=gpu, factor=2.0)],
+        )
+
+    # Expert 0 is the hottest in every layer, and rank 2 holds it.
+    assert same_tables(trace_of(slow("hottest")), trace_of(slow(2)))
+    assert not same_tables(trace_of(slow("hottest")), trace_of(slow(0)))
+
+
+def test_a_slow_network_card_is_a_slow_link_by_its_vertex() -> None:
+    scenario = tiny(
+        rail_tree(2, 2),
+        deployment=parallel(dp=4),
+        faults=[fault("slow_link", link="server0/nic1", factor=4.0)],
+    )
+    links = table(trace_of(scenario), "links")
+    whole = links["bandwidth"] * trace_of(scenario).facts["simulated_seconds"]
+    slow = np.isclose(links["offered"], whole / 4)
+    named = [(a, b) for a, b in zip(links["source"][slow], links["target"][slow], strict=True)]
+    assert len(named) == 4 and all("server0/nic1" in ends for ends in named)
 
 
 plans = st.lists(

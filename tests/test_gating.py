@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import permutations
-from typing import Any
+from itertools import combinations
+from math import comb
 
 import numpy as np
 import pytest
@@ -15,7 +15,10 @@ from scenarios import tiny
 
 from clustersim.errors import ClustersimError
 from clustersim.plan import gating
-from clustersim.plan.gating import GATINGS, choose, drawn, even, expert_counts, popularity
+from clustersim.plan.conditional import capped, choose, counts, log_odds, suffixes
+from clustersim.plan.distinct import counted, expected
+from clustersim.plan.gating import CHOICES, GATINGS, drawn, even, expert_counts, popularity
+from clustersim.plan.popularity import LAWS as LAWS_BY_RANK
 from clustersim.seeds import stream
 from clustersim.spec.model import Model
 from clustersim.spec.workload import Gating
@@ -55,25 +58,25 @@ def test_every_token_goes_to_top_k_different_experts(
     skew: str, tokens: list[int], experts: int, top_k: int, exponent: float, seed: int
 ) -> None:
     top_k = min(top_k, experts)
-    counts = counts_of(skew, tokens, experts, top_k, seed, exponent=exponent)
-    assert counts.shape == (3, len(tokens), experts)
-    assert (counts >= 0).all()
-    assert (counts.sum(axis=2) == np.array(tokens) * top_k).all(), "tokens * top_k leave each source"
-    assert (counts <= np.array(tokens)[:, None]).all(), "no token goes to an expert twice"
+    found = counts_of(skew, tokens, experts, top_k, seed, exponent=exponent)
+    assert found.shape == (3, len(tokens), experts)
+    assert (found >= 0).all()
+    assert (found.sum(axis=2) == np.array(tokens) * top_k).all(), "tokens * top_k leave each source"
+    assert (found <= np.array(tokens)[:, None]).all(), "no token goes to an expert twice"
 
 
 @given(tokens=TOKENS, experts=st.integers(1, 20), top_k=st.integers(1, 20))
 def test_even_gating_is_even_to_within_one_token(tokens: list[int], experts: int, top_k: int) -> None:
-    counts = even(np.array(tokens), np.ones(experts), min(top_k, experts), stream(0))
-    assert np.ptp(counts, axis=1).max(initial=0) <= 1, "for every source"
-    assert np.ptp(counts.sum(axis=0)) <= 1, "and for all together"
+    found = even(np.array(tokens), np.ones(experts), min(top_k, experts), stream(0))
+    assert np.ptp(found, axis=1).max(initial=0) <= 1, "for every source"
+    assert np.ptp(found.sum(axis=0)) <= 1, "and for all together"
 
 
 # ---- popularity ---------------------------------------------------------------------------------
 
 
 @given(
-    skew=st.sampled_from(sorted(GATINGS)),
+    skew=st.sampled_from(sorted(LAWS_BY_RANK)),
     exponent=st.floats(0, 10),
     experts=st.integers(1, 300),
     layer=st.integers(0, 100),
@@ -111,80 +114,141 @@ def assert_frequent(found: int, draws: int, likely: float) -> None:
     assert abs(found - draws * likely) <= 5 * np.sqrt(draws * likely * (1 - likely)) + 1e-9
 
 
-def in_succession(share: np.ndarray, order: tuple[int, ...]) -> float:
-    """How likely a token chooses these experts in this order: each by its share of what is left."""
-    left, likely = 1.0, 1.0
-    for expert in order:
-        likely *= share[expert] / left
-        left -= share[expert]
-    return likely
+def law_of(share: np.ndarray, top_k: int) -> np.ndarray:
+    return suffixes(log_odds(share[None], top_k), top_k)[0]
 
 
-@pytest.mark.parametrize("exponent", [0.0, 1.0, 3.0])
-def test_first_choices_follow_the_popularity(exponent: float) -> None:
-    share = popularity(Gating(skew="zipf", exponent=exponent), 16, 0, 5)
-    first = choose(100_000, share, 3, stream(1, "test"))[:, 0]
-    for expert, found in enumerate(np.bincount(first, minlength=16)):
-        assert_frequent(int(found), 100_000, float(share[expert]))
+def likely_sets(share: np.ndarray, top_k: int) -> dict[tuple[int, ...], float]:
+    """Chance of every set of experts, proportional to the product of its odds, by enumeration."""
+    odds = np.exp(log_odds(share[None], top_k)[0])
+    weight = {one: float(np.prod(odds[list(one)])) for one in combinations(range(len(share)), top_k)}
+    return {one: w / sum(weight.values()) for one, w in weight.items()}
 
 
-@pytest.mark.parametrize("rejections", [0, 1, 8], ids="{} rejections".format)
-@pytest.mark.parametrize("experts, top_k, exponent", [(4, 2, 1.0), (4, 4, 0.5), (5, 3, 2.5), (3, 2, 6.0)])
-def test_choices_follow_one_another_as_draws_without_repetition(
-    experts: int, top_k: int, exponent: float, rejections: int, monkeypatch: pytest.MonkeyPatch
+LAWS = pytest.mark.parametrize(
+    "experts, top_k, skew, number",
+    [(4, 2, "zipf", 1.0), (4, 4, "zipf", 0.5), (5, 3, "zipf", 2.5), (6, 2, "gini", 0.6), (6, 1, "zipf", 3.0)],
+)
+
+
+def share_of(experts: int, top_k: int, skew: str, number: float) -> np.ndarray:
+    about = {"exponent" if skew == "zipf" else "gini": number}
+    return popularity(Gating(skew=skew, **about), experts, 0, 3, 0, top_k)
+
+
+@LAWS
+def test_an_expert_is_taken_as_often_as_its_share_says(
+    experts: int, top_k: int, skew: str, number: float
 ) -> None:
-    # However often a repetition is drawn again before the rest is drawn at once, the law is the same.
-    monkeypatch.setattr(gating, "_REJECTIONS", rejections)
-    share = popularity(Gating(skew="zipf", exponent=exponent), experts, 0, 3)
+    share = share_of(experts, top_k, skew, number)
+    sets = likely_sets(share, top_k)
+    for expert in range(experts):
+        found = sum(chance for one, chance in sets.items() if expert in one)
+        assert found == approx(share[expert] * top_k, abs=1e-8)
+
+
+@LAWS
+def test_sets_of_experts_are_drawn_in_proportion_to_their_odds(
+    experts: int, top_k: int, skew: str, number: float
+) -> None:
+    share = share_of(experts, top_k, skew, number)
     draws = 100_000
-    found = Counter(map(tuple, choose(draws, share, top_k, stream(2, "test")).tolist()))
-    orders = list(permutations(range(experts), top_k))
-    assert sum(in_succession(share, order) for order in orders) == approx(1)
-    assert set(found) <= set(orders)
-    for order in orders:
-        assert_frequent(found[order], draws, in_succession(share, order))
+    chosen = choose(draws, law_of(share, top_k), stream(2, "test"))
+    found = Counter(map(tuple, chosen.tolist()))
+    sets = likely_sets(share, top_k)
+    assert set(found) <= set(sets)
+    for one, chance in sets.items():
+        assert_frequent(found[one], draws, chance)
 
 
-def test_counts_are_those_of_the_choices() -> None:
-    # An expert's expected tokens: how likely it is among the two chosen.
-    share = popularity(Gating(skew="zipf", exponent=1.5, shuffle=False), 4, 0, 0)
-    likely = np.zeros(4)
-    for order in permutations(range(4), 2):
-        likely[list(order)] += in_succession(share, order)
-    counts = drawn(np.array([60_000, 40_000]), share, 2, stream(4, "test"))
-    for source, tokens in enumerate((60_000, 40_000)):
-        for expert in range(4):
-            assert_frequent(int(counts[source, expert]), tokens, likely[expert])
+@given(
+    experts=st.integers(2, 300),
+    top_k=st.integers(1, 16),
+    exponent=st.floats(0, 10),
+    dead=st.integers(0, 3),
+)
+@settings(deadline=None, max_examples=60)
+def test_odds_are_found_for_whatever_shares(experts: int, top_k: int, exponent: float, dead: int) -> None:
+    top_k = min(top_k, experts)
+    share = np.arange(1, experts + 1, dtype=float) ** -exponent
+    share[experts - min(dead, experts - top_k) :] = 0.0
+    share = capped(share / share.sum(), top_k)
+    assert share.sum() == approx(1) and share.max() <= (1 + 1e-9) / top_k
+    law = law_of(share, top_k)
+    chosen = choose(50, law, stream(0, "test"))
+    assert (np.diff(chosen, axis=1) > 0).all() and chosen.min() >= 0 and chosen.max() < experts
+    tokens = np.array([2000, 0, 7])
+    found = counts(tokens, law, stream(1, "test"))
+    assert (found.sum(axis=1) == tokens * top_k).all() and (found <= tokens[:, None]).all()
+    assert (found[:, share == 0] == 0).all()
+    off = np.abs(found[0] - 2000 * top_k * share)
+    assert (off <= 6 * np.sqrt(2000 * top_k * share * (1 - top_k * share).clip(0)) + 6).all()
 
 
-class CountingDraws:
-    """A generator that counts how often it is asked."""
+def chi_square(found: np.ndarray, likely: np.ndarray) -> float:
+    """Of counts against chances, in standard deviations beyond its mean; rare outcomes are put together."""
+    expected = likely * found.sum()
+    # Ranges of outcomes, each of which is to be expected at least five times.
+    starts = [0]
+    while expected[starts[-1] :].sum() >= 10:
+        reach = starts[-1] + 1 + int(np.searchsorted(np.cumsum(expected[starts[-1] :]), 5))
+        if expected[reach:].sum() < 5:
+            break
+        starts.append(reach)
+    cells, means = np.add.reduceat(found, starts), np.add.reduceat(expected, starts)
+    freedom = len(cells) - 1
+    if not freedom:
+        return 0.0
+    return float((((cells - means) ** 2 / means).sum() - freedom) / np.sqrt(2 * freedom))
 
-    def __init__(self, rng: Any) -> None:
-        self._rng = rng
-        self.draws = 0
 
-    def __getattr__(self, name: str) -> Any:
-        self.draws += 1
-        return getattr(self._rng, name)
+@pytest.mark.parametrize("experts, top_k, wished", [(8, 2, 0.3), (6, 3, 0.4), (16, 4, 0.5), (64, 8, 0.4)])
+def test_counts_without_tokens_have_the_law_of_tokens(experts: int, top_k: int, wished: float) -> None:
+    share = share_of(experts, top_k, "gini", wished)
+    law, tokens, draws = law_of(share, top_k), 40, 4000
+    source = np.full(draws, tokens)
+    fast = counts(source, law, stream(3, "test"))
+    chosen = choose(tokens * draws, law, stream(6, "test"))
+    cells = np.repeat(np.arange(draws), tokens)[:, None] * experts + chosen
+    slow = np.bincount(cells.ravel(), minlength=draws * experts).reshape(draws, experts)
+    # An expert's tokens are binomial, as every token takes it or not: chi-square over how many.
+    from_tokens, scores = [], []
+    for expert in range(experts):
+        chance = float(share[expert] * top_k)
+        likely = np.array(
+            [comb(tokens, n) * chance**n * (1 - chance) ** (tokens - n) for n in range(tokens + 1)]
+        )
+        scores.append(chi_square(np.bincount(fast[:, expert], minlength=tokens + 1), likely))
+        from_tokens.append(chi_square(np.bincount(slow[:, expert], minlength=tokens + 1), likely))
+    for found in (scores, from_tokens):
+        assert max(found) < 5, "an expert's tokens are not binomial"
+        assert abs(np.mean(found)) < 3 / np.sqrt(experts)
+    # Which experts are taken together shows in the covariances.
+    spread = np.sqrt(2 * np.outer(fast.var(axis=0), fast.var(axis=0)) / draws)
+    assert (np.abs(np.cov(fast.T) - np.cov(slow.T)) <= 6 * spread + 1e-9).all()
 
 
-@pytest.mark.parametrize("top_k", [2, 8, 256])
-def test_extreme_popularity_still_gives_different_experts_in_few_draws(top_k: int) -> None:
-    share = popularity(Gating(skew="zipf", exponent=10.0), 256, 0, 0)
-    rng = CountingDraws(stream(0, "test"))
-    chosen = choose(2000, share, top_k, rng)
-    # Rejection gives up after some rounds per choice; without that it would go on for ever here.
-    assert rng.draws <= 9 * top_k
-    assert all(len(set(row)) == top_k for row in chosen.tolist())
-    assert chosen.min() >= 0 and chosen.max() < 256
-    assert np.bincount(chosen[:, 0], minlength=256).argmax() == share.argmax()
+@pytest.mark.parametrize(
+    "experts, top_k, domains, wished", [(16, 2, 2, 0.3), (64, 8, 8, 0.5), (256, 8, 16, 0.2)]
+)
+def test_tokens_counted_once_per_domain_agree_however_they_were_drawn(
+    experts: int, top_k: int, domains: int, wished: float
+) -> None:
+    share, tokens = share_of(experts, top_k, "gini", wished), np.full(4, 20_000)
+    home = np.arange(experts) * domains // experts
+    blocks = CHOICES["gini"](tokens, share, top_k, stream(0))
+    one_by_one = counted(blocks, np.tile(home, (4, 1)), domains)
+    of_counts = expected(counts(tokens, law_of(share, top_k), stream(1)), np.arange(experts), home, top_k)
+    # Two draws of a binomial number each.
+    chance = one_by_one / 20_000
+    assert (np.abs(of_counts - one_by_one) <= 5 * np.sqrt(2 * 20_000 * chance * (1 - chance)) + 1).all()
+    assert of_counts.sum() == approx(one_by_one.sum(), rel=0.003)
 
 
 def test_many_tokens_are_drawn_in_portions_without_losing_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gating, "_DRAWN_TOGETHER", 7)
-    counts = drawn(np.array([5, 0, 16, 3]), np.full(6, 1 / 6), 2, stream(0, "test"))
-    assert counts.sum(axis=1).tolist() == [10, 0, 32, 6]
+    found = drawn(np.array([5, 0, 16, 3]), np.full(6, 1 / 6), 2, stream(0, "test"))
+    assert found.sum(axis=1).tolist() == [10, 0, 32, 6]
 
 
 # ---- seeds --------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest import approx
-from scenarios import tiny
+from scenarios import parallel, rail_tree, table, tiny, trace_of
 
+from clustersim.plan.memory import needs
 from clustersim.seeds import stream
 from clustersim.serving.arrivals import ARRIVALS, requests
 from clustersim.serving.batching import Pass, microbatches
@@ -21,6 +22,7 @@ from clustersim.serving.router import ROUTERS
 from clustersim.spec.batch import Piece, batch_of
 from clustersim.spec.checks import check_batch
 from clustersim.spec.deployment import Deployment
+from clustersim.spec.shards import sequences_per_shard
 from clustersim.spec.workload import Workload
 
 
@@ -258,3 +260,72 @@ def test_the_smallest_scenario_deals_its_sequences_to_two_shards() -> None:
     scenario = tiny()
     (batch,) = requests(scenario.workload, scenario.seed)
     assert ROUTERS[scenario.workload.router](batch, np.zeros(2, dtype=int)) == [0, 1, 0, 1]
+
+
+# ---- ragged sources -----------------------------------------------------------------------------
+
+
+@given(
+    sequences=st.integers(1, 60),
+    shards=st.integers(1, 9),
+    parts=st.integers(1, 4),
+    prompt=st.integers(1, 12),
+    prefill=st.booleans(),
+    skew=st.floats(0.0, 10.0),
+    seed=st.integers(0, 5),
+)
+def test_ragged_sources_send_as_many_sequences_as_even_ones_in_parts_that_stay_even(
+    sequences: int, shards: int, parts: int, prompt: int, prefill: bool, skew: float, seed: int
+) -> None:
+    batch = sequences * shards * parts
+    workload = Workload(
+        phase="prefill" if prefill else "decode",
+        sequences=batch,
+        prompt_tokens=prompt,
+        decode_steps=0 if prefill else 1,
+        microbatches=parts,
+        shard_skew=skew,
+    )
+    held = sequences_per_shard(workload, shards, seed)
+    assert held.sum() == batch and (held >= 0).all()
+    assert (held * (prompt if prefill else 1) % parts == 0).all()
+    if not skew:
+        assert (held == sequences * parts).all()
+
+
+def test_a_larger_skew_of_the_shards_fills_the_same_shards_more() -> None:
+    def most(skew: float) -> tuple[int, int]:
+        work = Workload(phase="decode", sequences=4096, prompt_tokens=1, decode_steps=1, shard_skew=skew)
+        held = sequences_per_shard(work, 16, seed=7)
+        return int(held.argmax()), int(held.max())
+
+    found = [most(skew) for skew in (0.1, 0.3, 1.0, 3.0)]
+    assert len({shard for shard, _ in found}) == 1
+    assert [size for _, size in found] == sorted(size for _, size in found) and found[0][1] > 256
+
+
+def test_memory_and_blocks_follow_the_fullest_shard() -> None:
+    def run(skew: float) -> tuple[float, np.ndarray, np.ndarray]:
+        scenario = tiny(workload={"sequences": 40, "shard_skew": skew})
+        trace = trace_of(scenario)
+        memory, requests = table(trace, "memory"), table(trace, "requests")
+        kv = memory["bytes"][memory["part"] == "kv"]
+        return needs(scenario)[0].kv, kv, np.bincount(requests["shard"], minlength=2)
+
+    even, ragged = run(0.0), run(2.0)
+    assert even[2].tolist() == [20, 20] and ragged[2].sum() == 40 and ragged[2].max() > 20
+    for needed, held, shard in (even, ragged):
+        assert held.max() == needed, "what is checked beforehand is what the fullest shard takes"
+        assert np.allclose(held / held.max(), shard / shard.max())
+
+
+def test_a_run_goes_on_where_shards_have_nothing_to_do() -> None:
+    for phase in ("prefill", "decode"):
+        scenario = tiny(
+            rail_tree(2, 4),
+            deployment=parallel(tp=2, dp=4),
+            model={"experts": 8},
+            workload={"sequences": 16, "shard_skew": 10.0, "phase": phase},
+        )
+        requests = table(trace_of(scenario), "requests")
+        assert len(set(requests["shard"])) < 4 and np.isfinite(requests["finish"]).all()

@@ -64,6 +64,18 @@ def test_the_page_says_what_the_run_found() -> None:
     assert re.search(r"wait +0\.0% +10\.0% +20\.0%", page)
 
 
+def test_the_bill_of_moving_experts_is_shown_where_there_is_one() -> None:
+    page = shown(summarize(tiny(rebalances=True)))
+    assert (
+        "1 of 2 plans moved something: 2 copies, 8 B over links in 500 ms, stopped for 500 ms (5.0%)" in page
+    )
+    assert re.search(r"whole run +2\.00 x +- +1\.75 x", page)
+    assert re.search(r"loads observed +1\.50 x +1\.00 x +-", page)
+    assert re.search(r"loads after it +1\.75 x +- +1\.25 x", page)
+    assert "estimated gain 230 ms, net of the stops -270 ms" in page
+    assert "placed anew" not in shown(WHOLE)
+
+
 def test_a_piped_page_has_no_colours_and_no_padding() -> None:
     page = shown(WHOLE)
     assert "\x1b" not in page

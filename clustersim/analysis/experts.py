@@ -20,6 +20,7 @@ def experts(trace: Trace) -> dict[str, Any] | None:
                   of its tokens; the largest is from the first arrival to the service of one queue
     queue_length  tokens in the queue when service began, over the queues that had any
     service       s from the beginning of the service to its end, over the queues that had tokens
+    dropped       choices for experts that had no capacity left
     """
     table = trace.tables["experts"]
     some = numbers(table, "tokens") > 0
@@ -36,6 +37,7 @@ def experts(trace: Trace) -> dict[str, Any] | None:
         "queue_length": {"mean": float(length.mean()), "max": int(length.max())},
         "service": _pick(service, "mean", "p50", "p99", "max"),
         "tokens": int(tokens.sum()),
+        "dropped": int(numbers(trace.tables["token_batches"], "dropped").sum()),
     }
 
 

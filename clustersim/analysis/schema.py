@@ -84,6 +84,28 @@ SCHEMA: dict[str, str] = {
     "experts.service.p99": "99 in 100 were served in at most this, s",
     "experts.service.max": "the longest, s",
     "experts.tokens": "tokens that came to expert copies, each counted once per copy it went to",
+    "experts.dropped": "choices for experts that had no capacity left (gating.capacity_factor); nobody "
+    "served them",
+    "rebalancing.planned": "how often a new placement of the experts was planned; `rebalancing` is null "
+    "where they stay where they are",
+    "rebalancing.moved": "how often weights began to move",
+    "rebalancing.finished": "how often all of them came before the run was over",
+    "rebalancing.copies": "expert copies that moved to another rank",
+    "rebalancing.bytes": "their weights that came over links",
+    "rebalancing.moving": "time from the first weights' start to the last layer's new places, all moves, s",
+    "rebalancing.stopped": "time in which passes waited for weights and none was under way, s",
+    "rebalancing.stopped_share": "this / the window",
+    "rebalancing.imbalance.mean": "as `experts.imbalance.mean`",
+    "rebalancing.imbalance.max": "as `experts.imbalance.max`",
+    "rebalancing.imbalance.first": "what the mean would have been by the same tokens at the first places",
+    "rebalancing.of_moves.before": "imbalance of the places as they were under the observed loads, mean over "
+    "layers and moves",
+    "rebalancing.of_moves.foreseen": "the same of the places as planned",
+    "rebalancing.of_moves.after": "the same under the loads that really came after the move",
+    "rebalancing.of_moves.unmoved": "imbalance that the old places would have had under these",
+    "rebalancing.gained": "estimate: what the experts' service would have taken longer at the first places, "
+    "by a line through the run's service times over tokens, s",
+    "rebalancing.net": "estimate: gained - stopped, s",
     "algorithms.<kind>.<algorithm>": "share of the exchanges of a kind that were done by an algorithm; those "
     "of all groups of a stage count as one",
     "memory.rank": "the rank whose HBM is fullest",

@@ -12,6 +12,7 @@ from clustersim.analysis.exchanges import algorithms
 from clustersim.analysis.experts import experts
 from clustersim.analysis.latency import bounds, latencies, numbers, phases, throughput, words
 from clustersim.analysis.prices import price_notes, prices
+from clustersim.analysis.rebalancing import rebalancing, rebalancing_notes
 from clustersim.analysis.schema import SCHEMA_VERSION
 from clustersim.analysis.utilization import busiest, gpus, links, mfu, queues, spread, tiers
 from clustersim.trace.plain import plain
@@ -43,6 +44,7 @@ def summarize(trace: Trace) -> dict[str, Any]:
         "bounds": bounds(trace),
         "mfu": mfu(trace),
         "experts": experts(trace),
+        "rebalancing": rebalancing(trace),
         "algorithms": algorithms(trace),
         "memory": memory(trace),
         "tiers": tiers(per_link),
@@ -86,6 +88,11 @@ def _notes(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
     imbalance = summary["experts"] and summary["experts"]["imbalance"]["mean"]
     if imbalance and imbalance >= _IMBALANCE_STANDS_OUT:
         yield f"Experts are unevenly loaded: a layer's busiest rank gets {imbalance:.2f} x the mean tokens."
+    dropped = summary["experts"]["dropped"] if summary["experts"] else 0
+    if dropped:
+        share = dropped / (dropped + int(numbers(trace.tables["experts"], "tokens").sum()))
+        yield f"Experts had no room for {dropped:,} choices of tokens, {share:.1%} of all; they were dropped."
+    yield from rebalancing_notes(summary["rebalancing"])
     full = [link for link in summary["links"] if link["utilization"] >= _LINK_STANDS_OUT]
     for link in busiest(full, 1):
         yield (

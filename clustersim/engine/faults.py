@@ -1,4 +1,4 @@
-"""What goes wrong and when: slow GPUs; links that are slow, down, or flap."""
+"""What goes wrong and when: GPUs that are slow, throttle or differ; links that are slow, down, or flap."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import combinations, count, groupby
 from math import inf, prod
+
+import numpy as np
 
 from clustersim.errors import ClustersimError, nearest
 from clustersim.plan.topology import Links
@@ -16,13 +18,78 @@ from clustersim.spec.workload import Fault
 Switch = tuple[float, int, float]
 
 
-def slowness_of(faults: Sequence[Fault], rank: int) -> list[tuple[float, float, float]]:
-    """(start, end, factor) of every fault that slows this rank's GPU."""
-    return [
-        (f.start, end_of(f), f.factor)
-        for f in faults
-        if f.kind == "slow_gpu" and f.gpu == rank and f.factor is not None
-    ]
+class Pace:
+    """How many times as long the operators of one GPU take, asked at times that never go back.
+
+    changes  (s, factor from then on) at ascending times, perhaps endless
+    """
+
+    __slots__ = ("_changes", "_due", "_factor", "_next")
+
+    def __init__(self, changes: Iterator[tuple[float, float]]) -> None:
+        self._changes = changes
+        self._factor = 1.0
+        self._due, self._next = next(changes, (inf, 1.0))
+
+    def at(self, now: float) -> float:
+        """The factor of an operator that begins now."""
+        while self._due <= now:
+            self._factor = self._next
+            self._due, self._next = next(self._changes, (inf, self._next))
+        return self._factor
+
+
+def paces(faults: Sequence[Fault], gpus: int, hottest: int, seed: int) -> list[Pace | None]:
+    """Per rank how slow its GPU is; None where no fault befalls it.
+
+    hottest  the rank that faults of the hottest GPU befall
+    """
+    spreads = {i: spread_factors(f, i, gpus, seed) for i, f in enumerate(faults) if f.kind == "spread_gpus"}
+    found: list[Pace | None] = []
+    for rank in range(gpus):
+        mine = [i for i, fault in enumerate(faults) if _befalls(fault, rank, hottest)]
+        plans = [switches(faults[i], i, seed, rank) for i in mine if factor_of(faults[i]) > 1]
+        plans += [_steady(faults[i], i, float(factors[rank])) for i, factors in spreads.items()]
+        found.append(Pace(_products(plans)) if plans else None)
+    return found
+
+
+def _befalls(fault: Fault, rank: int, hottest: int) -> bool:
+    if fault.kind not in ("slow_gpu", "throttled_gpu"):
+        return False
+    return fault.gpu == "all" or (hottest if fault.gpu == "hottest" else fault.gpu) == rank
+
+
+def spread_factors(fault: Fault, position: int, gpus: int, seed: int) -> np.ndarray:
+    """How many times as long each GPU takes under spread_gpus, float64[gpus] with a mean of 1.
+
+    The draws do not depend on the spread: a wider one makes the same GPUs slow, only more so.
+    """
+    assert fault.spread is not None
+    factors = np.exp(fault.spread * stream(seed, "faults", position).standard_normal(gpus))
+    return np.asarray(factors / factors.mean())
+
+
+def _steady(fault: Fault, position: int, factor: float) -> Iterator[Switch]:
+    yield fault.start, position, factor
+    if end_of(fault) < inf:
+        yield end_of(fault), position, 1.0
+
+
+def _products(plans: Sequence[Iterator[Switch]]) -> Iterator[tuple[float, float]]:
+    """Plans of several faults as one: the product of what they do, whenever one of them changes."""
+    factors: dict[int, float] = {}
+    for at, together in groupby(merge(*plans), key=lambda plan: plan[0]):
+        factors.update({i: factor for _, i, factor in together})
+        yield at, prod(factors.values())
+
+
+def fastest(faults: Sequence[Fault], gpus: int, seed: int) -> float:
+    """The least factor that any GPU may have at any time, 1 at most: no operator takes less than so many
+    times what it was priced at."""
+    spreads = [spread_factors(f, i, gpus, seed) for i, f in enumerate(faults) if f.kind == "spread_gpus"]
+    # Spreads need not be at work at the same time.
+    return prod(min(float(factors.min()), 1.0) for factors in spreads)
 
 
 def end_of(fault: Fault) -> float:
@@ -137,14 +204,15 @@ def capacities(
             return
 
 
-def switches(fault: Fault, position: int, seed: int) -> Iterator[Switch]:
-    """When a fault of a link sets in and lets go.
+def switches(fault: Fault, position: int, seed: int, *whose: int) -> Iterator[Switch]:
+    """When a fault sets in and lets go.
 
     position  of the fault in the scenario, and the name of its random stream, so that all links of one
               fault go down and come back together
+    whose     further names of the stream: GPUs throttle each for itself
     """
     bad, end = factor_of(fault), end_of(fault)
-    for start, over in _spells(fault, position, seed):
+    for start, over in _spells(fault, ("faults", position, *whose), seed):
         if start >= end:
             return
         yield start, position, bad
@@ -152,7 +220,7 @@ def switches(fault: Fault, position: int, seed: int) -> Iterator[Switch]:
             yield min(over, end), position, 1.0
 
 
-def _spells(fault: Fault, position: int, seed: int) -> Iterator[tuple[float, float]]:
+def _spells(fault: Fault, names: Sequence[str | int], seed: int) -> Iterator[tuple[float, float]]:
     """From when to when it is slow or down, the fault's own end not counted."""
     if fault.period is None:
         yield fault.start, inf
@@ -161,7 +229,7 @@ def _spells(fault: Fault, position: int, seed: int) -> Iterator[tuple[float, flo
             start = fault.start + turn * fault.period
             yield start, start + fault.duty * fault.period
     else:
-        rng, start = stream(seed, "faults", position), fault.start
+        rng, start = stream(seed, *names), fault.start
         while True:
             over = start + rng.exponential(fault.duty * fault.period)
             yield start, over

@@ -9,12 +9,11 @@ import numpy as np
 import simpy
 
 from clustersim.engine.fabric import Meeting, Process
+from clustersim.engine.faults import Pace
 from clustersim.engine.tokenbatch import TokenBatch
 from clustersim.plan.stepgraph import Queue
 
-#: (start, end, factor): from start to end operators take `factor` times as long
-Slowness = Sequence[tuple[float, float, float]]
-Run = Callable[[simpy.Environment, TokenBatch, int, int, Slowness], Process]
+Run = Callable[[simpy.Environment, TokenBatch, int, int, Pace | None], Process]
 
 
 class Inbox:
@@ -49,13 +48,14 @@ def compute_stream(
     rank: int,
     inbox: Inbox,
     transfers: Inbox | None,
-    slowness: Slowness,
+    pace: Pace | None,
     run: Run,
 ) -> Process:
     """The compute stream of one GPU.
 
     rank       place in the stage
     transfers  the GPU's transfer stream, where the stage has a successor
+    pace       how slow the GPU is; None: as fast as its operators were priced
     run        an entry of SERVICE
     """
     while True:
@@ -66,7 +66,7 @@ def compute_stream(
             yield batch.inbound(inbound, rank)
         else:
             batch.start()
-        yield from run(env, batch, stage, rank, slowness)
+        yield from run(env, batch, stage, rank, pace)
         if transfers is not None:
             transfers.put(batch)
         batch.left_stage()
@@ -85,7 +85,7 @@ def transfer_stream(env: simpy.Environment, stage: int, rank: int, inbox: Inbox)
         times[1] = env.now
 
 
-def in_order(env: simpy.Environment, batch: TokenBatch, stage: int, rank: int, slowness: Slowness) -> Process:
+def in_order(env: simpy.Environment, batch: TokenBatch, stage: int, rank: int, pace: Pace | None) -> Process:
     """Every operator after the one before it; an exchange holds the stream until it is done."""
     program = batch.programs[stage]
     seconds, indices, ends = program.seconds[rank], program.indices, batch.ends[stage]
@@ -96,21 +96,12 @@ def in_order(env: simpy.Environment, batch: TokenBatch, stage: int, rank: int, s
         if duration is None:
             yield batch.arrive(indices[p], rank)
         else:
-            yield timeout(duration * slowdown(slowness, env.now) if slowness else duration)
+            yield timeout(duration * pace.at(env.now) if pace else duration)
         ends[at + p] = env.now
 
 
-def slowdown(slowness: Slowness, now: float) -> float:
-    """How many times longer an operator takes that begins now."""
-    factor = 1.0
-    for start, end, times in slowness:
-        if start <= now < end:
-            factor *= times
-    return factor
-
-
 def as_complete(
-    env: simpy.Environment, batch: TokenBatch, stage: int, rank: int, slowness: Slowness
+    env: simpy.Environment, batch: TokenBatch, stage: int, rank: int, pace: Pace | None
 ) -> Process:
     """As `in_order`, but an expert is served as soon as all its own tokens are there."""
     program = batch.programs[stage]
@@ -123,20 +114,20 @@ def as_complete(
         section = program.sections.get(p + 1)
         batch.begun[stage, rank, p] = (free, env.now, before)
         if duration is None and section:
-            before = yield from _serve(env, batch, stage, rank, p, slowness)
+            before = yield from _serve(env, batch, stage, rank, p, pace)
             p = section[-1][1]
         else:
             if duration is None:
                 yield batch.arrive(program.indices[p], rank)
             else:
-                yield env.timeout(duration * slowdown(slowness, env.now))
+                yield env.timeout(duration * pace.at(env.now) if pace else duration)
             ends[at + p] = env.now
             p, before = p + 1, p
         free = ends[at + before]
 
 
 def _serve(
-    env: simpy.Environment, batch: TokenBatch, stage: int, rank: int, dispatch: int, slowness: Slowness
+    env: simpy.Environment, batch: TokenBatch, stage: int, rank: int, dispatch: int, pace: Pace | None
 ) -> Generator[simpy.Event, object, int]:
     """Dispatch, then the experts of a rank in the order in which their queues are complete.
 
@@ -165,7 +156,7 @@ def _serve(
             batch.begun[stage, rank, p] = (ends[at + before], env.now, before)
             duration = seconds[p]
             assert duration is not None
-            yield env.timeout(duration * slowdown(slowness, env.now))
+            yield env.timeout(duration * pace.at(env.now) if pace else duration)
             ends[at + p], before = env.now, p
     yield all_there
     return before

@@ -276,24 +276,28 @@ class Ledger:
         )
 
     def _flows(self, batch: TokenBatch) -> None:
+        for index in sorted(batch.meetings):
+            op = batch.graph.operators[index]
+            self.write_flows(batch.meetings[index], op.name, op.layer, batch.number)
+
+    def write_flows(self, meeting: Meeting, operator: str, layer: int, token_batch: int) -> None:
+        """Rows of the flows of an exchange that is over, where the scenario asks for them."""
         if self._level != "flows":
             return
-        for index in sorted(batch.meetings):
-            meeting, op = batch.meetings[index], batch.graph.operators[index]
-            for at, one_round in enumerate(meeting.routed.rounds):
-                self._recorder.rows(
-                    "flows",
-                    token_batch=batch.number,
-                    operator=op.name,
-                    layer=op.layer,
-                    source=meeting.routed.ranks[one_round.source],
-                    target=meeting.routed.ranks[one_round.target],
-                    via=[_VIA[via] for via in one_round.via.tolist()],
-                    bytes=one_round.payload,
-                    wire=one_round.flows.size,
-                    start=meeting.starts[at],
-                    end=meeting.ends[at],
-                )
+        for at, one_round in enumerate(meeting.routed.rounds):
+            self._recorder.rows(
+                "flows",
+                token_batch=token_batch,
+                operator=operator,
+                layer=layer,
+                source=meeting.routed.ranks[one_round.source],
+                target=meeting.routed.ranks[one_round.target],
+                via=[_VIA[via] for via in one_round.via.tolist()],
+                bytes=one_round.payload,
+                wire=one_round.flows.size,
+                start=meeting.starts[at],
+                end=meeting.ends[at],
+            )
 
     def write_sums(self) -> None:
         """Rows of the sums over all token batches, of the algorithms of their exchanges and of prices."""

@@ -10,10 +10,11 @@ import numpy as np
 import simpy
 
 from clustersim.engine.fabric import Fabric, Process
+from clustersim.engine.faults import fastest
 from clustersim.engine.gpu import Inbox
 from clustersim.engine.ledger import Ledger
+from clustersim.engine.rebalancing import Rebalancer
 from clustersim.engine.tokenbatch import Prepared, TokenBatch, prepare
-from clustersim.errors import pick
 from clustersim.physics.bounds import Work, lower_bounds
 from clustersim.physics.chunked import refuse_beyond, services
 from clustersim.physics.exchanges import Routes
@@ -24,7 +25,7 @@ from clustersim.plan.stepgraph import StepGraph
 from clustersim.serving.batching import Pass, microbatches
 from clustersim.serving.kvcache import KvPool
 from clustersim.serving.request import Request
-from clustersim.serving.router import ROUTERS
+from clustersim.serving.router import route
 from clustersim.spec.scenario import Scenario
 from clustersim.trace.record import Recorder
 
@@ -79,7 +80,6 @@ class Replica:
         tell: Callable[[int, int], None],
     ) -> None:
         self.scenario = scenario
-        self.layout = layout
         self.fabric = fabric
         self.env = fabric.env
         self.carried = np.zeros(len(layout.topology.links.bandwidth))
@@ -93,13 +93,27 @@ class Replica:
         self._held = np.zeros(scenario.deployment.data_parallel, dtype=np.int64)
         self._progress: dict[int, Progress] = {}
         self._steps: dict[tuple[int, int], Step] = {}
+        self._fastest = fastest(scenario.faults, len(layout.topology.gpus), scenario.seed)
         self._room: simpy.Event = self.env.event()
         self._turn: simpy.Event = self.env.event().succeed()
         self._chunks: dict[str, float] = {}
         self._token_batches = 0
         self._passes = 0
         self._all_passes = 0
+        self._to_come = scenario.workload.batches
         self._last = -1
+        self._topology = layout.topology
+        self._rebalancer = Rebalancer(
+            scenario, layout, fabric, self._routes, ledger, self.carried, self._more
+        )
+
+    @property
+    def layout(self) -> Layout:
+        """Where everything is for the next pass."""
+        return self._rebalancer.layout
+
+    def _more(self) -> bool:
+        return self._to_come > 0 or self._passes < self._all_passes
 
     def serve(self, batches: Iterable[Sequence[Request]]) -> Process:
         """Admits the batches in order of arrival; ends when the last one is done."""
@@ -107,7 +121,7 @@ class Replica:
         for batch in batches:
             if batch[0].arrival > self.env.now:
                 yield self.env.timeout(batch[0].arrival - self.env.now)
-            shards = pick(ROUTERS, self.scenario.workload.router, "workload.router")(batch, self._held)
+            shards = route(batch, self._held, self.scenario.workload, self.scenario.seed)
             wanted = self._blocks(batch, shards)
             released = -1
             while not self._pool.fits(wanted):
@@ -135,6 +149,7 @@ class Replica:
             self._progress[request.number] = Progress(request, shard)
         chains = microbatches(placed, self.scenario.workload, len(self._held))
         self._all_passes += sum(len(chain) for chain in chains)
+        self._to_come -= 1
         parts = [
             self.env.process(self._chain(batch[0].batch, number, chain, len(chains), released))
             for number, chain in enumerate(chains)
@@ -158,15 +173,16 @@ class Replica:
             turn, begins = self._turn, self.env.event()
             self._turn = begins
             yield turn
-            token_batch = self._issue(one, ready, released, begins)
+            yield from self._rebalancer.admit()
             step = self._open_step(batch, one, parts)
+            token_batch = self._issue(one, step.number, ready, released, begins)
             yield token_batch.done
             released = self._close(token_batch, one, step, microbatch)
 
-    def _issue(self, one: Pass, ready: float, released: int, begins: simpy.Event) -> TokenBatch:
+    def _issue(self, one: Pass, step: int, ready: float, released: int, begins: simpy.Event) -> TokenBatch:
         number = self._token_batches
         self._token_batches += 1
-        prepared = self._prepare(one, number)
+        prepared = self._prepare(one, number, step)
         token_batch = TokenBatch(
             number, one.phase, prepared, self.fabric, self._routes, ready, released, begins
         )
@@ -187,12 +203,13 @@ class Replica:
         self._chunks[phase] = passes * sum(services(one.flows, network.chunk) for one in rounds)
         refuse_beyond(sum(self._chunks.values()), network.chunk)
 
-    def _prepare(self, one: Pass, number: int) -> Prepared:
+    def _prepare(self, one: Pass, number: int, step: int) -> Prepared:
         """Lowers and prices a pass, or takes an earlier pass's graph where both look alike."""
         scenario, layout = self.scenario, self.layout
         batch = one.batch(len(self._held), scenario.model.window)
-        counts, distinct = gated(batch, scenario, layout, number)
-        enters = (*batch.arrays(), counts, *([] if distinct is None else [distinct]))
+        counts, distinct = gated(batch, scenario, layout, number, step)
+        self._rebalancer.began(number, step, counts)
+        enters = (*batch.arrays(), counts, layout.copies, *([] if distinct is None else [distinct]))
         key = batch.phase.encode() + b"".join(a.tobytes() for a in enters)
         prepared = self._prepared.get(key)
         if prepared is None:
@@ -223,6 +240,7 @@ class Replica:
             start=began,
             end=now,
             tokens=token_batch.graph.tokens,
+            dropped=token_batch.graph.dropped,
         )
         work = token_batch.work()
         self.carried += work.carried[0]
@@ -240,6 +258,9 @@ class Replica:
         self._passes += 1
         self._tell(self._passes, self._all_passes)
         self._last = self._ledger.write(token_batch)
+        self._rebalancer.ended(token_batch)
+        if step.left == 0:
+            self._rebalancer.step_ended(step.number, step.start)
         return self._last
 
     def _advance(self, progress: Progress, read: int, made: int) -> None:
@@ -250,7 +271,7 @@ class Replica:
             progress.first_token = self.env.now
 
     def _write_step(self, step: Step) -> None:
-        topology = self.layout.topology
+        topology = self._topology
         bounds = lower_bounds(step.work, topology.gpu, topology.links.bandwidth)
         self._recorder.rows(
             "steps",
@@ -263,14 +284,15 @@ class Replica:
             input_tokens=step.tokens_read,
             output_tokens=step.tokens_made,
             flop=sum(w.all_flop for w in step.work),
-            bound_compute=bounds.compute,
-            bound_memory=bounds.memory,
+            bound_compute=bounds.compute * self._fastest,
+            bound_memory=bounds.memory * self._fastest,
             bound_network=bounds.network,
         )
         step.work.clear()
 
-    def write_requests(self) -> None:
-        """Rows of all requests."""
+    def write(self) -> None:
+        """Rows of all requests, and of what was placed anew."""
+        self._rebalancer.write(self._recorder)
         held = [self._progress[number] for number in sorted(self._progress)]
         self._recorder.rows(
             "requests",

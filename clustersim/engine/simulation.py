@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from math import floor, isnan
+from math import floor, isnan, nan
 from typing import Any
 
 import numpy as np
 import simpy
 
 from clustersim.engine.fabric import Fabric, Process
-from clustersim.engine.faults import capacities, end_of, factor_of, link_faults, slowness_of
+from clustersim.engine.faults import capacities, end_of, factor_of, link_faults, paces
 from clustersim.engine.gpu import SERVICE, Inbox, compute_stream, transfer_stream
 from clustersim.engine.ledger import Ledger
 from clustersim.engine.link import link_process
@@ -22,13 +22,14 @@ from clustersim.physics.chunked import Deadlock, Queues
 from clustersim.physics.fidelity import build, depths
 from clustersim.physics.network import Network
 from clustersim.physics.pricing import left_out
-from clustersim.plan.layout import Layout
+from clustersim.plan.layout import Layout, hottest_rank
 from clustersim.plan.memory import kv_bytes_per_token, needs
 from clustersim.plan.topology import Links
 from clustersim.serving.arrivals import requests
 from clustersim.serving.kvcache import KvPool
 from clustersim.spec.formats import flop_rate_of, multiplied_as
 from clustersim.spec.scenario import Scenario
+from clustersim.spec.workload import Fault
 from clustersim.trace.record import Recorder, Trace
 
 
@@ -66,7 +67,7 @@ def simulate(
         env.run(until=env.process(_whole(env, replica, scenario, over)))
     except Deadlock as error:
         raise ClustersimError(_deadlock(error.links, links)) from error
-    replica.write_requests()
+    replica.write()
     ledger.write_sums()
     _machine_rows(recorder, scenario, layout, ledger)
     _memory_rows(recorder, scenario, layout, pool)
@@ -117,13 +118,13 @@ def _streams(env: simpy.Environment, scenario: Scenario, layout: Layout) -> list
     run = pick(SERVICE, scenario.deployment.experts.start, "deployment.experts.start")
     stages = layout.groups.stage
     inboxes: list[list[Inbox]] = []
+    pace = paces(scenario.faults, stages.size, hottest_rank(scenario, layout), scenario.seed)
     for stage, ranks in enumerate(stages.tolist()):
         inboxes.append([Inbox(env) for _ in ranks])
         for place, rank in enumerate(ranks):
             transfers = Inbox(env) if stage < len(stages) - 1 else None
-            slowness = slowness_of(scenario.faults, rank)
             inbox = inboxes[-1][place]
-            env.process(compute_stream(env, stage, place, inbox, transfers, slowness, run))
+            env.process(compute_stream(env, stage, place, inbox, transfers, pace[rank], run))
             if transfers is not None:
                 env.process(transfer_stream(env, stage, place, transfers))
     return inboxes
@@ -155,15 +156,24 @@ def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, ledger
         moved=ledger.moved,
     )
     for fault in scenario.faults:
-        place = fault.link if fault.link is not None else f"rank {fault.gpu}"
+        place = _place(fault, scenario, layout)
         recorder.rows(
             "faults",
             kind=fault.kind,
             place=place,
             start=fault.start,
             end=end_of(fault),
-            factor=factor_of(fault),
+            factor=factor_of(fault) if fault.kind != "spread_gpus" else nan,
         )
+
+
+def _place(fault: Fault, scenario: Scenario, layout: Layout) -> str:
+    """Where a fault is, in words."""
+    if fault.link is not None:
+        return fault.link
+    if isinstance(fault.gpu, int):
+        return f"rank {fault.gpu}"
+    return f"rank {hottest_rank(scenario, layout)}" if fault.gpu == "hottest" else "all ranks"
 
 
 def _memory_rows(recorder: Recorder, scenario: Scenario, layout: Layout, pool: KvPool) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 
 from clustersim.errors import ClustersimError
 from clustersim.plan.collectives import AUTO, COLLECTIVES, check_algorithms
-from clustersim.plan.experts import copies_of, tokens_per_copy
-from clustersim.plan.gating import popularity
-from clustersim.plan.groups import Groups, process_groups
+from clustersim.plan.copy_choice import tokens_per_copy
+from clustersim.plan.experts import Where, copies_of
+from clustersim.plan.groups import Groups, layers_of, process_groups
 from clustersim.plan.paths import Paths
+from clustersim.plan.popularity import load_shares, settled
 from clustersim.plan.rounds import domains_of
 from clustersim.plan.topology import Topology, build
 from clustersim.spec.deployment import Deployment
@@ -78,9 +79,10 @@ def lay_out(scenario: Scenario) -> Layout:
     check_algorithms(deployment.algorithms)
     groups = process_groups(deployment)
     _check_switches(deployment, groups, topology)
+    ep_domain = np.stack([domains_of(ep, topology.domain) for ep in groups.ep])
     copies = np.zeros((scenario.model.layers, 0), dtype=np.int32)
     if scenario.model.experts:
-        copies = copies_of(expected_load(scenario), deployment)
+        copies = copies_of(expected_load(scenario), deployment, where_of(scenario, ep_domain))
     return Layout(
         model=scenario.model,
         deployment=deployment,
@@ -89,8 +91,15 @@ def lay_out(scenario: Scenario) -> Layout:
         groups=groups,
         copies=copies,
         near=_near(groups.ep[0], topology.domain, copies.shape[1] // deployment.expert_parallel),
-        ep_domain=np.stack([domains_of(ep, topology.domain) for ep in groups.ep]),
+        ep_domain=ep_domain,
     )
+
+
+def where_of(scenario: Scenario, ep_domain: np.ndarray) -> Where:
+    """What a placement knows beside the load. ep_domain: as in `Layout`; its first group serves for all."""
+    model = scenario.model
+    routed = np.flatnonzero([model.has_experts(layer) for layer in range(model.layers)])
+    return Where(scenario.seed, ep_domain[0, 0], model.expert_groups, routed)
 
 
 _ANYWHERE = f"ring, double_binary_tree, hierarchical and {AUTO} work anywhere"
@@ -130,12 +139,31 @@ def _check_one_domain(name: str, groups: Groups, topology: Topology) -> None:
         )
 
 
-def expected_load(scenario: Scenario) -> np.ndarray:
-    """Share of first choices per expert, float64[L, E]: what a placement may know beforehand."""
-    model = scenario.model
-    return np.stack(
-        [popularity(scenario.gating, model.experts, layer, scenario.seed) for layer in range(model.layers)]
-    )
+def expected_load(scenario: Scenario, step: int = 0) -> np.ndarray:
+    """Share of a layer's choices per expert, float64[L, E]: what a placement may know beforehand.
+
+    step     steps of the run that came before
+    """
+    return load_shares(settled(scenario), scenario.model, scenario.seed, step)
+
+
+def hottest_rank(scenario: Scenario, layout: Layout) -> int:
+    """The rank whose experts are expected to get most tokens over all layers, copies of an expert an equal
+    share each; ties to the lowest. 0 for a model without experts."""
+    if not scenario.model.experts:
+        return 0
+    load = expected_load(scenario)
+    stages = scenario.deployment.pipeline_parallel
+    share = np.zeros((stages, scenario.deployment.expert_parallel))
+    for stage in range(stages):
+        for layer in layers_of(len(load), stages, stage):
+            if scenario.model.has_experts(layer):
+                held = layout.copies[layer]
+                each = load[layer] / np.bincount(held, minlength=load.shape[1])
+                share[stage] += each[held].reshape(-1, layout.slots).sum(axis=1)
+    # What is dealt evenly differs in its last bits only.
+    hottest = np.argmax(share > share.max() * (1 - 1e-9))
+    return int(layout.groups.ep[:, 0].ravel()[hottest])
 
 
 def _near(ep: np.ndarray, domain: np.ndarray, slots: int) -> np.ndarray:

@@ -18,10 +18,11 @@ from clustersim.plan.attention import attend
 from clustersim.plan.builder import WIDTH, Builder, load_of
 from clustersim.plan.collectives import AUTO
 from clustersim.plan.distinct import expected
-from clustersim.plan.gating import distinct_tokens, expert_counts
+from clustersim.plan.gating import Ask, distinct_tokens, expert_counts, within_capacity
 from clustersim.plan.groups import layers_of
 from clustersim.plan.layout import Layout
-from clustersim.plan.parameters import step_flop
+from clustersim.plan.parameters import expert_parameters, step_flop
+from clustersim.plan.popularity import settled
 from clustersim.plan.rounds import domains_of
 from clustersim.plan.stepgraph import Call, Copies, Exchange, Queue, StepGraph, check
 from clustersim.spec.batch import Batch
@@ -35,21 +36,34 @@ CHOICE = 8.0
 
 
 def gated(
-    batch: Batch, scenario: Scenario, layout: Layout, token_batch: int
+    batch: Batch, scenario: Scenario, layout: Layout, token_batch: int, step: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """What `lower` needs beside the batch.
 
+    step     steps of the run that came before: popularity may have moved
     Returns  int64[L, N, E] tokens of each source rank for each expert; int64[L, N, D] of its tokens for
              each NVLink domain, each counted once, or None where nobody asks or nobody knows
     """
     if not scenario.model.experts:
         return np.zeros((scenario.model.layers, layout.groups.stage.shape[1], 0), dtype=np.int64), None
-    about = load_of(batch, layout).slices, scenario.model, scenario.gating, scenario.seed, token_batch
-    counts = expert_counts(*about)
-    # With several copies of an expert nobody says which token goes to which.
-    if not layout.deduplicates or layout.copies.shape[1] > scenario.model.experts:
+    gating, d = settled(scenario), scenario.deployment
+    ask = Ask(
+        load_of(batch, layout).slices,
+        scenario.model,
+        gating,
+        scenario.seed,
+        token_batch,
+        step,
+        d.data_parallel,
+    )
+    came = expert_counts(
+        ask.tokens, ask.model, gating, ask.seed, token_batch, step=step, shards=d.data_parallel
+    )
+    counts = within_capacity(came, gating.capacity_factor, d.expert_tensor_parallel)
+    # With several copies of an expert nobody says which token goes to which; nor who was dropped.
+    if not layout.deduplicates or layout.copies.shape[1] > scenario.model.experts or counts is not came:
         return counts, None
-    return counts, distinct_tokens(*about, _homes(layout))
+    return counts, distinct_tokens(ask, _homes(layout), came)
 
 
 def _homes(layout: Layout) -> np.ndarray:
@@ -93,12 +107,16 @@ def lower(batch: Batch, counts: np.ndarray, layout: Layout, distinct: np.ndarray
         else:
             _head(out)
     tokens = int(batch.tokens.sum())
+    choices = tokens * model.top_k * model.moe_layers
+    taken = sum(int(counts[layer].sum()) for layer in range(model.layers) if model.has_experts(layer))
+    dropped = choices - taken
     graph = StepGraph(
         operators=tuple(out.operators),
         ranks=layout.groups.stage,
-        flop=step_flop(model, batch, d.tensor_parallel),
+        flop=step_flop(model, batch, d.tensor_parallel) - 2.0 * dropped * expert_parameters(model),
         tokens=tokens,
-        choices=tokens * model.top_k * model.moe_layers,
+        choices=choices,
+        dropped=dropped,
     )
     check(graph, len(layout.topology.gpus), model.experts)
     return graph

@@ -18,15 +18,16 @@ from clustersim.plan.parameters import (
     latent_projection,
     small_parameters,
 )
-from clustersim.spec.checks import divisors
 from clustersim.spec.deployment import Deployment
+from clustersim.spec.dividing import divisors
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.model import FORMAT_BYTES, PLAIN, Model
 from clustersim.spec.scenario import Scenario
+from clustersim.spec.shards import sequences_per_shard
 from clustersim.spec.workload import Workload
 from clustersim.units import show
 
-PARTS = ("weights", "kv", "activations", "exchange buffers")
+PARTS = ("weights", "kv", "activations", "exchange buffers", "rebalancing buffers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,13 @@ class Need:
     kv: float
     activations: float
     exchange_buffers: float
+    rebalancing_buffers: float = 0.0
 
     def parts(self) -> dict[str, float]:
-        """By the names of PARTS."""
-        values = (self.weights, self.kv, self.activations, self.exchange_buffers)
-        return dict(zip(PARTS, values, strict=True))
+        """By the names of PARTS; the last only where experts move."""
+        values = (self.weights, self.kv, self.activations, self.exchange_buffers, self.rebalancing_buffers)
+        found = dict(zip(PARTS, values, strict=True))
+        return found if self.rebalancing_buffers else {part: found[part] for part in PARTS[:-1]}
 
     @property
     def total(self) -> float:
@@ -50,12 +53,7 @@ class Need:
 
 def slots_of(deployment: Deployment, experts: int) -> int:
     """Expert places per EP rank."""
-    wish = deployment.experts
-    if wish.policy == "replicated":
-        return wish.per_gpu
-    if wish.policy == "explicit":
-        return len(wish.slots[0])
-    return experts // deployment.expert_parallel
+    return deployment.experts.places_per_rank(experts, deployment.expert_parallel)
 
 
 def weights_held(model: Model, deployment: Deployment, stage: int) -> dict[str, float]:
@@ -120,32 +118,58 @@ def kv_tokens(workload: Workload) -> int:
     return blocks * workload.kv_block_tokens
 
 
-def pass_tokens(workload: Workload, deployment: Deployment) -> int:
+def most_sequences(workload: Workload, deployment: Deployment, seed: int) -> float:
+    """Sequences of a batch on the fullest shard."""
+    if workload.shard_skew:
+        return float(sequences_per_shard(workload, deployment.data_parallel, seed).max())
+    return workload.sequences / deployment.data_parallel
+
+
+def pass_tokens(workload: Workload, deployment: Deployment, seed: int) -> int:
     """Most tokens one shard reads in one pass of a micro-batch."""
-    sequences = workload.sequences / deployment.data_parallel
+    sequences = most_sequences(workload, deployment, seed)
     prompt = 1 if workload.phase == "decode" else workload.prompt_tokens
     return ceil(sequences * prompt / workload.microbatches)
 
 
-def need(model: Model, deployment: Deployment, workload: Workload, stage: int) -> Need:
+def need(model: Model, deployment: Deployment, workload: Workload, stage: int, seed: int) -> Need:
     """What one rank of a stage holds at most, for one batch, with evenly loaded experts.
 
+    seed              of the scenario: it says which shards of a ragged workload are full
     activations       three copies of the residual stream (itself, normed, summed), queries, keys and
                       values, and the experts' inner activations
     exchange_buffers  tokens sent and received by dispatch and combine
+    rebalancing_buffers  weights that have come for a layer, while the old ones still serve
     """
     d, m, tp = deployment, model, deployment.tensor_parallel
     size = FORMAT_BYTES[PLAIN]
-    tokens = pass_tokens(workload, d)
+    tokens = pass_tokens(workload, d, seed)
     own = tokens / tp
-    sequences = workload.sequences / d.data_parallel
+    sequences = most_sequences(workload, d, seed)
     per_choice = (FORMAT_BYTES[m.sent_as] + size) * m.hidden
     return Need(
         weights=weight_bytes(m, d, stage),
         kv=ceil(sequences) * kv_bytes(m, d, stage, kv_tokens(workload)),
         activations=size * (tokens * (3 * m.hidden + _head_numbers(m, tp)) + _inner_numbers(m, d, tokens)),
         exchange_buffers=per_choice * own * m.top_k * d.expert_tensor_parallel,
+        rebalancing_buffers=_staged(m, d, stage),
     )
+
+
+def expert_bytes(model: Model, deployment: Deployment) -> float:
+    """Weights of one expert of a layer on one of the ranks that share it."""
+    numbers = expert_parameters(model) / deployment.expert_tensor_parallel
+    return numbers * FORMAT_BYTES[model.expert_numbers]
+
+
+def _staged(m: Model, d: Deployment, stage: int) -> float:
+    """Weights of experts that may be on their way to one rank at once: every place of so many layers."""
+    how = d.experts.rebalance
+    if not how.every or not m.experts:
+        return 0.0
+    layers = sum(m.has_experts(layer) for layer in layers_of(m.layers, d.pipeline_parallel, stage))
+    together = min(how.layers_at_once or layers, layers)
+    return together * slots_of(d, m.experts) * expert_bytes(m, d)
 
 
 def _head_numbers(m: Model, tp: int) -> float:
@@ -167,7 +191,8 @@ def _inner_numbers(m: Model, d: Deployment, tokens: float) -> float:
 def needs(scenario: Scenario) -> list[Need]:
     """One Need per stage; all ranks of a stage hold alike."""
     stages = range(scenario.deployment.pipeline_parallel)
-    return [need(scenario.model, scenario.deployment, scenario.workload, s) for s in stages]
+    about = (scenario.model, scenario.deployment, scenario.workload)
+    return [need(*about, stage, scenario.seed) for stage in stages]
 
 
 def does_not_fit(scenario: Scenario, gpu: Gpu) -> list[Mistake]:
@@ -215,7 +240,8 @@ def _degrees(d: Deployment) -> np.ndarray:
 
 def _largest(scenario: Scenario, deployment: Deployment) -> float:
     stages = range(deployment.pipeline_parallel)
-    return max(need(scenario.model, deployment, scenario.workload, s).total for s in stages)
+    about = (scenario.model, deployment, scenario.workload)
+    return max(need(*about, stage, scenario.seed).total for stage in stages)
 
 
 def _alternatives(scenario: Scenario) -> list[Deployment]:
@@ -247,6 +273,6 @@ def _split(d: Deployment, tp: int, pp: int, dp: int, ep: int, etp: int) -> Deplo
             "data_parallel": dp,
             "expert_parallel": ep,
             "expert_tensor_parallel": etp,
-            "experts": d.experts.model_copy(update={"policy": "contiguous", "per_gpu": 0, "slots": ()}),
+            "experts": d.experts.held_once(),
         }
     )

@@ -159,6 +159,7 @@ class StepGraph:
     ranks      int32[S, N] ranks of each stage
     flop       what the model's closed form says the pass must do, over all ranks
     tokens     tokens of the batch; choices = tokens * top_k * layers
+    dropped    choices for experts that were full; nobody serves them
     """
 
     operators: tuple[Operator, ...]
@@ -166,6 +167,7 @@ class StepGraph:
     flop: float
     tokens: int
     choices: int
+    dropped: int = 0
 
 
 def check(graph: StepGraph, gpus: int, experts: int) -> None:
@@ -189,7 +191,10 @@ def check(graph: StepGraph, gpus: int, experts: int) -> None:
             assert np.unique(op.queue.copies).size == experts, f"{op.name}: an expert stands nowhere"
             queued += int(op.queue.tokens.sum())
     assert np.isclose(sums, graph.flop, rtol=1e-9), f"FLOP sum {sums} is not the closed form {graph.flop}"
-    assert queued == graph.choices, f"{queued} tokens sent to experts, not tokens * top_k * layers"
+    assert graph.dropped >= 0, "more was sent to experts than tokens * top_k * layers"
+    assert queued + graph.dropped == graph.choices, (
+        f"{queued} tokens sent to experts and {graph.dropped} dropped, not tokens * top_k * layers"
+    )
 
 
 def _check_call(op: Operator) -> None:

@@ -15,6 +15,7 @@ from clustersim.report.page import (
     put_section,
     put_title,
     said_count,
+    said_ratio,
     said_share,
     said_size,
     said_time,
@@ -33,7 +34,7 @@ def show_preview(found: Preview, console: Console) -> None:
     """Prints a preview.
 
     found    what `study.preview.preview` gives: name, model, memory, memory_limit, gpu, groups,
-             topology, phases, notes
+             placement, topology, phases, notes
     """
     put_line(console, found["name"], "bold")
     for section in _SECTIONS:
@@ -92,6 +93,25 @@ def _groups(found: Preview, console: Console) -> None:
         for group in found["groups"]
     ]
     put_section(console, "Groups", ["count", "ranks", "servers", "the first of them"], rows)
+
+
+def _placement(found: Preview, console: Console) -> None:
+    """One sentence: how unevenly the expected popularity loads the ranks, and would elsewhere."""
+    placement = found["placement"]
+    if placement is None:
+        return
+    imbalance = dict(placement["imbalance"])
+    own = imbalance.pop(placement["policy"])
+    spare = f"{placement['spare']} spare slot{'s' if placement['spare'] > 1 else ''} a rank"
+    others = ", ".join(f"{name} {said_ratio(value['mean'])}" for name, value in imbalance.items())
+    said = f"{said_ratio(own['mean'])} the mean, {said_ratio(own['max'])} in the worst layer"
+    put_title(console, "Expert placement: the busiest rank by expected popularity, here and elsewhere")
+    put_paragraph(
+        console,
+        "  ",
+        f"{placement['policy']}: {said}"
+        + (f"; {others} ({spare} where the policy makes copies)" if others else ""),
+    )
 
 
 def _topology(found: Preview, console: Console) -> None:
@@ -167,4 +187,11 @@ def _amount(count: float) -> str:
 
 
 #: The sections in the order in which they are printed.
-_SECTIONS: tuple[Callable[[Preview, Console], None], ...] = (_model, _memory, _groups, _topology, _phases)
+_SECTIONS: tuple[Callable[[Preview, Console], None], ...] = (
+    _model,
+    _memory,
+    _groups,
+    _placement,
+    _topology,
+    _phases,
+)

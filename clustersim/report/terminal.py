@@ -260,6 +260,37 @@ def _experts(summary: Summary, console: Console) -> None:
     put_table(console, ["mean", "p50", "p99", "max"], rows)
 
 
+def _rebalancing(summary: Summary, console: Console) -> None:
+    found = summary.get("rebalancing")
+    if not found:
+        return
+    put_title(console, "Experts placed anew")
+    put_paragraph(
+        console,
+        "  ",
+        f"{found['moved']:,} of {found['planned']:,} plans moved something: {found['copies']:,} copies, "
+        f"{said_size(found['bytes'])} over links in {said_time(found['moving'])}, "
+        f"stopped for {said_time(found['stopped'])} ({said_or_dash(said_share, found['stopped_share'])})",
+    )
+    ratio = "{:.2f} x".format
+    imbalance, moves = found["imbalance"], found["of_moves"]
+    whole = [said_or_dash(ratio, imbalance[key]) for key in ("first", "mean")]
+    rows = [["whole run", whole[0], "-", whole[1]]]
+    if found["moved"]:
+        old, new = (
+            [said_or_dash(ratio, moves[key]) for key in keys]
+            for keys in (("before", "unmoved"), ("foreseen", "after"))
+        )
+        rows += [["loads observed", old[0], new[0], "-"], ["loads after it", old[1], "-", new[1]]]
+    put_table(console, ["old places", "as planned", "as it was"], rows)
+    if found["net"] is not None:
+        put_line(
+            console,
+            f"  estimated gain {said_time(found['gained'])}, net of the stops {said_time(found['net'])}",
+            "dim",
+        )
+
+
 def _memory(summary: Summary, console: Console) -> None:
     held = summary["memory"]
     if held is None:
@@ -361,6 +392,7 @@ _SECTIONS: tuple[Callable[[Summary, Console], None], ...] = (
     _links,
     _exchanges,
     _experts,
+    _rebalancing,
     _memory,
     _claimed,
     _prices,

@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from math import gcd, isqrt
 from typing import TypeAlias
 
 from clustersim.errors import nearest
-from clustersim.spec.deployment import Deployment, Experts
+from clustersim.spec.deployment import BY_LOAD, SPARING, Deployment, Experts
+from clustersim.spec.dividing import does_not_divide
 from clustersim.spec.documents import KeyPath
 from clustersim.spec.fabrics import Mismatch, links_per_pair, uplinks
 from clustersim.spec.formats import missing_format, multiplied_as, rate_key
+from clustersim.spec.gating_checks import check_gating
 from clustersim.spec.hardware import (
     Dragonfly,
     FatTree,
@@ -31,8 +32,9 @@ from clustersim.spec.hardware import (
 )
 from clustersim.spec.kernel_tables import fitted_parameters
 from clustersim.spec.model import PLAIN, Model
+from clustersim.spec.placement_checks import EXPERT_CHECKS
 from clustersim.spec.references import catalogue_entries, not_in_catalogue
-from clustersim.spec.workload import Fault, Network, Workload
+from clustersim.spec.workload import Fault, Gating, Network, Workload
 from clustersim.units import show
 
 #: GPUs of the largest machine that is simulated.
@@ -57,6 +59,7 @@ class Parts:
     model: Model | None = None
     deployment: Deployment | None = None
     workload: Workload | None = None
+    gating: Gating | None = None
     network: Network | None = None
     faults: tuple[Fault, ...] = ()
 
@@ -90,7 +93,7 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
     if topology:
         # A large file with one systematic mistake should not be searched for near names for hours.
         found += islice(check_topology(topology), 100)
-        found += check_faults(parts.faults, topology)
+        found += check_faults(parts.faults, topology, model)
     if model:
         wrong = list(check_model(model))
         found += wrong
@@ -112,27 +115,11 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
         found += check_cut(deployment, model)
         if model.experts:
             found += EXPERT_CHECKS[deployment.experts.policy](deployment, model)
+    if parts.gating:
+        found += check_gating(parts.gating, model, deployment)
     if workload and deployment:
         found += check_batch(workload, deployment)
     return found
-
-
-def divisors(number: int) -> list[int]:
-    """All divisors in ascending order."""
-    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
-    return sorted({*small, *(number // d for d in small)})
-
-
-def does_not_divide(divisor: int, number: int, what: str) -> str:
-    """`48 does not divide 256 experts; 32 and 64 do`: the nearest divisors below and above."""
-    below = [d for d in divisors(number) if d < divisor][-1:]
-    above = [d for d in divisors(number) if d > divisor][:1]
-    near = " and ".join(str(d) for d in below + above)
-    verb = "do" if below and above else "does"
-    return f"{divisor} does not divide {number} {what}; {near} {verb}"
-
-
-# --- the machine ---------------------------------------------------------------------------------
 
 
 def check_topology(topology: TopologySpec) -> Findings:
@@ -226,7 +213,7 @@ def _check_cables(topology: VertexByVertex, names: Counter[str]) -> Findings:
             yield (*place, "ends"), f'both ends are "{cable.ends[0]}"'
 
 
-def check_faults(faults: Sequence[Fault], topology: TopologySpec) -> Findings:
+def check_faults(faults: Sequence[Fault], topology: TopologySpec, model: Model | None) -> Findings:
     """Each fault names what its kind needs and nothing else, and what it names exists."""
     gpus = gpu_count(topology)
     for position, fault in enumerate(faults):
@@ -234,24 +221,39 @@ def check_faults(faults: Sequence[Fault], topology: TopologySpec) -> Findings:
         yield from _check_target(fault, place, gpus)
         yield from _check_factor(fault, place)
         yield from _check_times(fault, place)
-        yield from _check_flapping(fault, place)
+        yield from _check_spells(fault, place)
+        if fault.gpu == "hottest" and model and not model.experts:
+            yield (*place, "gpu"), f"{model.name} has no experts; give a rank"
+
+
+#: Kind of fault → what it needs to be told where it is; nothing: it is everywhere.
+_BEFALLS = {"slow_gpu": "gpu", "throttled_gpu": "gpu", "spread_gpus": ""}
 
 
 def _check_target(fault: Fault, place: KeyPath, gpus: int) -> Findings:
-    needed, other = ("gpu", "link") if fault.kind == "slow_gpu" else ("link", "gpu")
-    if getattr(fault, needed) is None:
+    needed = _BEFALLS.get(fault.kind, "link")
+    if needed and getattr(fault, needed) is None:
         yield (*place, needed), f"missing key; {fault.kind} needs it"
-    if getattr(fault, other) is not None:
-        yield (*place, other), f"{fault.kind} has no {other}; it needs {needed}"
-    if fault.kind == "slow_gpu" and fault.gpu is not None and fault.gpu >= gpus:
+    for other in {"gpu", "link"} - {needed}:
+        if getattr(fault, other) is not None:
+            instead = f"it needs {needed}" if needed else "it befalls all GPUs"
+            yield (*place, other), f"{fault.kind} has no {other}; {instead}"
+    if needed == "gpu" and isinstance(fault.gpu, int) and fault.gpu >= gpus:
         yield (*place, "gpu"), f"there is no GPU {fault.gpu}; the topology has 0 to {gpus - 1}"
 
 
 def _check_factor(fault: Fault, place: KeyPath) -> Findings:
+    if fault.kind == "spread_gpus":
+        if fault.factor is not None:
+            yield (*place, "factor"), "spread_gpus has no factor; it needs spread"
+        if fault.spread is None:
+            yield (*place, "spread"), "missing key; spread_gpus needs it"
+    elif fault.spread is not None:
+        yield (*place, "spread"), f"{fault.kind} has no spread; only spread_gpus has"
     if fault.kind == "down_link" and fault.factor is not None:
         problem = "down_link carries nothing and has no factor; a link that still carries is a slow_link"
         yield (*place, "factor"), problem
-    if fault.kind in ("slow_gpu", "slow_link") and fault.factor is None:
+    if fault.kind in ("slow_gpu", "throttled_gpu", "slow_link") and fault.factor is None:
         yield (*place, "factor"), f"missing key; {fault.kind} needs it"
 
 
@@ -264,16 +266,16 @@ def _check_times(fault: Fault, place: KeyPath) -> Findings:
         yield (*place, "end"), f"{fault.end:g} s is not after the start at {fault.start:g} s"
 
 
-def _check_flapping(fault: Fault, place: KeyPath) -> Findings:
-    if fault.kind == "flapping_link":
+def _check_spells(fault: Fault, place: KeyPath) -> Findings:
+    if fault.kind in ("flapping_link", "throttled_gpu"):
         if fault.period is None:
-            yield (*place, "period"), "missing key; flapping_link needs it"
+            yield (*place, "period"), f"missing key; {fault.kind} needs it"
         elif fault.period < SHORTEST_PERIOD:
             yield (*place, "period"), f"must be at least {SHORTEST_PERIOD * 1e6:g} us"
         return
     for name, usual in (("period", None), ("duty", 0.5), ("timing", "regular")):
         if getattr(fault, name) != usual:
-            yield (*place, name), f"{fault.kind} has no {name}; only flapping_link has"
+            yield (*place, name), f"{fault.kind} has no {name}; only flapping_link and throttled_gpu have"
 
 
 # --- the model and the work ----------------------------------------------------------------------
@@ -375,6 +377,9 @@ def check_workload(workload: Workload) -> Findings:
         )
     if workload.arrivals != "together" and not workload.interval:
         yield ("workload", "interval"), f'arrivals "{workload.arrivals}" need an interval of more than zero'
+    if workload.shard_skew and workload.router != "round_robin":
+        problem = f'"{workload.router}" has no say where shard_skew says which shard gets what; leave it out'
+        yield ("workload", "router"), problem
 
 
 def check_network(network: Network) -> Findings:
@@ -452,8 +457,16 @@ def check_experts(experts: Experts, deployment: Deployment) -> Findings:
     place = ("deployment", "experts")
     if experts.per_gpu and experts.policy != "replicated":
         yield (*place, "per_gpu"), f'policy "{experts.policy}" does not use it; only "replicated" does'
-    if experts.slots and experts.policy != "explicit":
-        yield (*place, "slots"), f'policy "{experts.policy}" does not use it; only "explicit" does'
+    for name in ("slots", "slots_file", "slots_by_layer"):
+        if getattr(experts, name) and experts.policy != "explicit":
+            yield (*place, name), f'policy "{experts.policy}" does not use it; only "explicit" does'
+    if experts.spare and experts.policy not in SPARING:
+        known = ", ".join(SPARING)
+        yield (*place, "spare"), f'policy "{experts.policy}" does not use it; only {known} do'
+    if experts.rebalance.every and experts.policy not in BY_LOAD:
+        known = ", ".join(BY_LOAD)
+        problem = f'policy "{experts.policy}" looks at no load, so nothing would ever move; {known} do'
+        yield (*place, "rebalance", "every"), problem
     if experts.start == "expert_complete" and deployment.expert_tensor_parallel != 1:
         yield (
             (*place, "start"),
@@ -464,71 +477,6 @@ def check_experts(experts: Experts, deployment: Deployment) -> Findings:
             (*place, "start"),
             '"expert_complete" needs service = "by_expert"; one grouped product waits for all tokens',
         )
-
-
-def check_spread(deployment: Deployment, model: Model) -> Findings:
-    """Each expert once: every rank holds the same number."""
-    if model.experts % deployment.expert_parallel:
-        problem = does_not_divide(deployment.expert_parallel, model.experts, "experts")
-        yield ("deployment", "expert_parallel"), problem + _uneven_ways(deployment, model)
-
-
-def _uneven_ways(deployment: Deployment, model: Model) -> str:
-    """Policies by which experts lie on ranks whose number does not divide theirs."""
-    ranks, experts = deployment.expert_parallel, model.experts
-    stage = deployment.tensor_parallel * deployment.data_parallel
-    if ranks > experts or ranks * deployment.expert_tensor_parallel != stage:
-        return ""
-    least, even = -(-experts // ranks), experts // gcd(experts, ranks)
-    return (
-        f'; or deployment.experts.policy = "explicit" with {least} experts on every rank, some of them '
-        f'copies, or "replicated" with per_gpu = {even}, {even * ranks // experts} copies of each'
-    )
-
-
-def check_replicated(deployment: Deployment, model: Model) -> Findings:
-    """Every expert gets the same number of copies, and none two on one rank."""
-    place = ("deployment", "experts", "per_gpu")
-    slots, ranks = deployment.experts.per_gpu, deployment.expert_parallel
-    if not slots:
-        yield place, 'policy "replicated" needs at least 1 slot per GPU'
-    elif slots > model.experts:
-        yield place, f"{slots} slots per GPU are more than the {model.experts} experts of a layer"
-    elif slots * ranks % model.experts:
-        yield (
-            place,
-            f"{slots} slots per GPU x expert_parallel {ranks} = {slots * ranks} "
-            f"is not a multiple of {model.experts} experts",
-        )
-
-
-def check_explicit(deployment: Deployment, model: Model) -> Findings:
-    """The lists cover every expert and fit the ranks."""
-    place = ("deployment", "experts", "slots")
-    slots, ranks = deployment.experts.slots, deployment.expert_parallel
-    if len(slots) != ranks:
-        yield place, f"has {len(slots)} lists; expert_parallel = {ranks} needs one per rank"
-    if len({len(held) for held in slots}) > 1:
-        lengths = [len(held) for held in slots]
-        yield place, f"every rank must hold the same number of experts, not {min(lengths)} to {max(lengths)}"
-    for rank, held in enumerate(slots):
-        yield from _check_held(held, model.experts, (*place, rank))
-    lacking = sorted(set(range(model.experts)).difference(*slots))
-    if lacking:
-        yield place, f"no rank holds expert{'s' if len(lacking) > 1 else ''} {_some(lacking)}"
-
-
-def _check_held(held: Sequence[int], experts: int, place: KeyPath) -> Findings:
-    beyond = sorted({expert for expert in held if expert >= experts})
-    if beyond:
-        yield place, f"there is no expert {_some(beyond)}; a layer has 0 to {experts - 1}"
-    twice = sorted(expert for expert, count in Counter(held).items() if count > 1)
-    if twice:
-        yield place, f"holds expert {_some(twice)} more than once"
-
-
-def _some(numbers: Sequence[int]) -> str:
-    return ", ".join(str(n) for n in numbers[:5]) + (" ..." if len(numbers) > 5 else "")
 
 
 def check_batch(workload: Workload, deployment: Deployment) -> Findings:
@@ -550,12 +498,3 @@ def check_batch(workload: Workload, deployment: Deployment) -> Findings:
     elif workload.phase != "prefill" and each % parts:
         what = "sequences of a shard" if each > 1 else "sequence of a shard"
         yield ("workload", "microbatches"), does_not_divide(parts, each, what)
-
-
-#: expert policy → check of its numbers
-EXPERT_CHECKS = {
-    "contiguous": check_spread,
-    "round_robin": check_spread,
-    "replicated": check_replicated,
-    "explicit": check_explicit,
-}

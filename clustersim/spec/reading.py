@@ -29,12 +29,13 @@ from clustersim.spec.documents import (
 )
 from clustersim.spec.hardware import Gpu, Server, TopologySpec
 from clustersim.spec.model import Model
+from clustersim.spec.placements import NAMED, with_placement
 from clustersim.spec.quantities import Value
 from clustersim.spec.references import GPU, MODEL, SERVER, Kind, Resolver, catalogue_entries
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.schema import json_schema
 from clustersim.spec.wording import entry_sentences, sentences
-from clustersim.spec.workload import Fault, Network, Workload
+from clustersim.spec.workload import Fault, Gating, Network, Workload
 from clustersim.spec.writing import scenario_hash, to_toml
 
 __all__ = [
@@ -86,7 +87,10 @@ def _read(shown: str, overrides: Sequence[str]) -> Scenario:
     root = resolver.scenario(document, values)
     for text in overrides:
         root = _overridden(root, text, Document(shown, main.parent, command_line=True), resolver)
+    root = with_placement(root, resolver)
     scenario, found = _validated(plain(root), resolver.broken)
+    if NAMED in resolver.broken:  # told already
+        found = [(place, problem) for place, problem in found if place != NAMED]
     findings = [*resolver.findings, *(Finding(origin_of(root, place), problem) for place, problem in found)]
     if scenario is None or findings:
         raise ScenarioError(shown, _mistakes(findings, shown))
@@ -162,6 +166,7 @@ _SECTIONS: dict[str, TypeAdapter[Any]] = {
     "model": TypeAdapter(Model),
     "deployment": TypeAdapter(Deployment),
     "workload": TypeAdapter(Workload),
+    "gating": TypeAdapter(Gating),
     "network": TypeAdapter(Network),
     "faults": TypeAdapter(tuple[Fault, ...]),
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from clustersim.errors import nearest
 from clustersim.spec import huggingface
@@ -30,10 +30,15 @@ from clustersim.spec.documents import (
     Origin,
     Table,
     overlay,
+    read_bytes,
     read_document,
     read_json,
     tree,
 )
+from clustersim.spec.routing import packed, read_routing
+
+#: Endings of files of measured counts.
+COUNTS = (".csv", ".npz", ".npy", ".json", ".jsonl")
 
 #: Files that may name one another in a row.
 DEEPEST = 8
@@ -66,6 +71,9 @@ SCENARIO = Kind("a table", nested={"model": MODEL, "topology": TOPOLOGY})
 
 #: Real paths of the files that led here, the scenario first.
 Chain: TypeAlias = tuple[Path, ...]
+
+#: What a file of numbers is read into.
+Read = TypeVar("Read")
 
 Reader: TypeAlias = Callable[[Path, str], tuple[Document, dict[str, Any]]]
 
@@ -166,6 +174,8 @@ class Resolver:
         for key, nested in kind.nested.items():
             if key in children:
                 children[key] = self._resolved(children[key], nested, (*path, key), chain)
+        if kind is SCENARIO and "gating" in children:
+            children["gating"] = self._replayed(children["gating"], chain)
         written = replace(table, children=children)
         if reference is None:
             return written
@@ -227,6 +237,34 @@ class Resolver:
             children[key] = tree(value, origin) if isinstance(value, dict) else Leaf(value, origin)
         return Table(children, here, replaces=True)
 
+    def _replayed(self, gating: Node, chain: Chain) -> Node:
+        """The gating with the content of the measured counts that it names, unless it carries it already."""
+        named = gating.children.get("counts") if isinstance(gating, Table) else None
+        if not isinstance(gating, Table) or not isinstance(named, Leaf) or "content" in gating.children:
+            return gating
+        name, namer = named.value, named.origin.document
+        if not isinstance(name, str) or not name:
+            return gating
+        suffix = os.path.splitext(name)[1]
+        problem = "" if suffix in COUNTS else f"is no file of counts; they end in {', '.join(COUNTS)}"
+        problem = problem or _refused_name(name, suffix)
+        file = Path() if problem else Path(os.path.realpath(namer.folder / name))
+        problem = problem or _refused_file(name, file, chain)
+        content = ""
+        try:
+            measured = [] if problem else read_routing(file)
+            if len(measured) > 1:
+                problem = f"holds {len(measured)} measurements; one is wanted: {measured[0].name}, ..."
+            elif measured:
+                content = packed(measured[0])
+        except DocumentError as error:
+            at = f"line {error.line} " if error.line else ""
+            problem = f"{at}{error.problem}{'' if error.line else _near_file(file.parent, name)}"
+        if problem:
+            self._note(named.origin, f'"{name}" {problem}', ("gating",))
+        children = {**gating.children, "content": Leaf(content, named.origin)}
+        return replace(gating, children=children)
+
     def _file(self, reference: Node, path: KeyPath, chain: Chain) -> tuple[Table, Chain] | None:
         """The tree of a referenced file and the chain that leads on from it, or None."""
         found = self._opened(reference, path, chain, ".toml", read_document)
@@ -256,6 +294,36 @@ class Resolver:
             self._note_unreadable(reference.origin, name, Document(shown, file.parent), error, path)
             return None
         return document, values, file
+
+    def data(
+        self, named: Leaf, path: KeyPath, wanted: str, readers: Mapping[str, Callable[[bytes], Read]]
+    ) -> tuple[Document, Read] | None:
+        """What a file of numbers holds, under the rules for all files that are named.
+
+        named    the file's name, relative to the file that it stands in
+        path     key path of the scenario that it stands for
+        wanted   what the file is, for messages
+        readers  ending of the name → how its bytes are read; they may raise DocumentError
+        Returns  None, and a finding is noted, where that is not to be had
+        """
+        name, namer = named.value, named.origin.document
+        ending = os.path.splitext(name)[1]
+        if "\0" in name or ending not in readers:
+            self._note(named.origin, f'"{name}" is not the name of {wanted}: {", ".join(readers)}', path)
+            return None
+        file = Path(os.path.realpath(namer.folder / name))
+        problem = _refused_name(name, ending) or _refused_file(name, file, (self.main,))
+        if problem:
+            self._note(named.origin, f'"{name}" {problem}', path)
+            return None
+        shown = os.path.normpath(os.path.join(os.path.dirname(namer.shown), name))
+        try:
+            text = read_bytes(file)
+            document = Document(shown, file.parent, text if ending == ".toml" else b"")
+            return document, readers[ending](text)
+        except DocumentError as error:
+            self._note_unreadable(named.origin, name, Document(shown, file.parent), error, path)
+            return None
 
     def _note(self, origin: Origin, problem: str, path: KeyPath) -> None:
         self.findings.append(Finding(origin, problem))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_validator
 
-from clustersim.spec.quantities import Count, Size, Time, Value, Whole
+from clustersim.errors import nearest
+from clustersim.spec.quantities import Count, Fraction, Size, Time, Value, Whole
 
 
 class Workload(Value):
@@ -25,6 +26,9 @@ class Workload(Value):
                      `interval`
     interval         time between batches
     router           request → shard: round_robin or least_loaded
+    shard_skew       how unevenly the sources send: 0: by the router; else a batch's sequences go to
+                     the shards by lognormal shares with this standard deviation of their logarithm,
+                     the same shares in every batch; a shard may get none
     kv_block_tokens  tokens per KV block
     """
 
@@ -37,20 +41,95 @@ class Workload(Value):
     arrivals: Literal["together", "uniform", "poisson"] = "together"
     interval: Time = 0.0
     router: Literal["round_robin", "least_loaded"] = "round_robin"
+    shard_skew: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
     kv_block_tokens: Count = 16
 
 
-class Gating(Value):
-    """How popular the experts are.
+class LayerCurve(Value):
+    """How one layer's load is spread over its experts, as a fit found it.
 
-    skew      even: every expert gets the same; zipf: popularity of rank r is r ** -exponent
-    exponent  of zipf
-    shuffle   popularity ranks are shuffled per layer; otherwise expert 0 is the hottest everywhere
+    layer  to which the numbers belong; other layers take those of the nearest one
+    gini   Gini coefficient of the tokens per expert
+    peak   tokens of the busiest expert over the mean
+    bend   how much heavier (positive) or lighter the tails are than those of a lognormal
     """
 
-    skew: Literal["even", "zipf"] = "even"
+    layer: Whole
+    gini: Annotated[float, Field(ge=0.0, lt=1.0)]
+    peak: Annotated[float, Field(ge=1.0, le=1e6)]
+    bend: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+
+
+class Gating(Value):
+    """How popular the experts are, and how that changes.
+
+    Popularity is the share of all choices of a layer that an expert gets. A token takes `top_k` different
+    experts, so that no share exceeds 1 / top_k: what a law would give beyond goes to the others.
+
+    skew             even: every expert gets the same; uniform: every token draws at random, all experts
+                     alike; zipf: popularity of rank r is r ** -exponent; gini: lognormal with the wished
+                     `gini`; hot: `hot_experts` share `hot_share` of all choices; hot_rank: the experts that a
+                     contiguous placement puts on EP rank `hot_rank` do; topics: every request is about one
+                     of `topics`, each with its own popularity of that `gini`; fitted: `layers`, as
+                     `clustersim gating fit` writes them; replayed: the measured `counts`
+    exponent         of zipf
+    gini             Gini coefficient of the popularity; for topics of every topic's
+    hot_experts      how many are hot; 0: one, for hot_rank all that the rank holds
+    hot_share        their share of all choices
+    hot_rank         EP rank
+    topics           how many there are
+    topic_exponent   how much more often some are asked about: topic r has a share of r ** -topic_exponent
+    topic_requests   requests at a time on one shard of the attention, each about one topic
+    layers           of fitted: a table per layer
+    counts           of replayed: CSV with layer_id,expert_id,count or layer,expert,count; or npz or npy with
+                     expert ids [tokens, layers, top_k], which are drawn again token by token; relative to
+                     the file that names it
+    content          what stood in that file, packed; written, so that a result needs no further file
+    motion           still; drifting: experts change ranks, half of the rank correlation is gone after
+                     `half_life`; bursting: every `burst_every` steps, for `burst_steps`, a new hot topic of
+                     one expert in eight takes `burst_share` of all choices; rotating: every
+                     `rotate_every` steps the popularity moves on, by `hot_experts` or by one expert
+    half_life        steps
+    burst_every      steps from the beginning of a burst to that of the next; the first begins after as many
+    burst_steps      steps
+    burst_share      of all choices
+    rotate_every     steps
+    correlation      between the ranks that an expert has in two layers: 0 none, 1 the same order everywhere
+    shuffle          popularity ranks are shuffled per layer; otherwise expert 0 is the hottest everywhere
+    capacity_factor  an expert takes at most this many times its even share of an EP group's choices, the
+                     others are dropped, of every source in proportion; 0: no bound
+    node_limited     a token's experts lie in `groups_chosen` of the model's `expert_groups`
+    """
+
+    skew: Literal["even", "uniform", "zipf", "gini", "hot", "hot_rank", "topics", "fitted", "replayed"] = (
+        "even"
+    )
     exponent: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    gini: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    hot_experts: Whole = 0
+    hot_share: Fraction = 0.5
+    hot_rank: Whole = 0
+    topics: Annotated[int, Field(ge=1, le=1000)] = 8
+    topic_exponent: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    topic_requests: Annotated[int, Field(ge=1, le=100_000)] = 8
+    layers: tuple[LayerCurve, ...] = ()
+    counts: str = ""
+    content: str = ""
+    motion: Literal["still", "drifting", "bursting", "rotating"] = "still"
+    half_life: Annotated[float, Field(gt=0.0, le=1e9)] = 100.0
+    burst_every: Count = 100
+    burst_steps: Count = 20
+    burst_share: Fraction = 0.5
+    rotate_every: Count = 100
+    correlation: Fraction = 0.0
     shuffle: bool = True
+    capacity_factor: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
+    node_limited: bool = False
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
 
 
 class Network(Value):
@@ -92,26 +171,45 @@ class Network(Value):
     buffer: Size = 0.0
 
 
+def _rank_or_word(value: object) -> object:
+    # Said here once: a union would complain about each of its members.
+    if value is None or value in _GPU_WORDS or (type(value) is int and value >= 0):
+        return value
+    near = nearest(value, _GPU_WORDS) if isinstance(value, str) else ""
+    raise ValueError(f"must be a rank from 0 on, {' or '.join(_GPU_WORDS)}{near}")
+
+
+_GPU_WORDS = ("hottest", "all")
+WhichGpu = Annotated[Annotated[int, Field(ge=0)] | Literal["hottest", "all"], BeforeValidator(_rank_or_word)]
+
+
 class Fault(Value):
     """Something slow or down, from `start` to `end`.
 
-    kind    slow_gpu: operators take `factor` times as long; slow_link: bandwidth is divided by
-            `factor`; down_link: nothing is carried; flapping_link: slow by `factor`, or down where none
-            is given, for the first part of every `period`
-    gpu     rank for slow_gpu
+    kind    slow_gpu: operators take `factor` times as long; throttled_gpu: they do for the first part
+            of every `period`, as GPUs that grow too hot; spread_gpus: operators of every GPU take a
+            fixed factor of its own as long, which lies around 1; slow_link: bandwidth is divided by
+            `factor`, of a slow network card for instance by its vertex; down_link: nothing is carried;
+            flapping_link: slow by `factor`, or down where none is given, for the first part of every
+            `period`
+    gpu     of slow_gpu and throttled_gpu: a rank; hottest: the rank whose experts are expected to get
+            most tokens, over all layers; all: every GPU
     link    for links, by vertex names: "a->b" one way, "a<->b" both ways, "a" every link of that
-            vertex, such as a network card or a switch
-    factor  how many times slower
+            vertex, such as a network card ("server0/nic1") or a switch
+    factor  how many times slower; an operator takes as much longer as its GPU is slow when it begins
     start   when it begins
     end     when it is over; left out: never
-    period  of flapping_link: time from one going down to the next
-    duty    of flapping_link: share of each period in which the link is slow or down
-    timing  of flapping_link: regular: every period is the same; random: slow or down times and the
-            times between are drawn anew from exponential distributions with the same means
+    period  of throttled_gpu and flapping_link: time from one spell to the next
+    duty    of throttled_gpu and flapping_link: share of each period in which it is slow or down
+    timing  of throttled_gpu and flapping_link: regular: every period is the same, and the same of all
+            GPUs; random: spells and the times between are drawn anew from exponential distributions
+            with the same means, of every GPU its own; the links of one fault have them in common
+    spread  of spread_gpus: standard deviation of the logarithm of the factors, which are lognormal
+            and have a mean of 1 over all GPUs; 0.03 is about 3 % around the mean
     """
 
-    kind: Literal["slow_gpu", "slow_link", "down_link", "flapping_link"]
-    gpu: Annotated[int, Field(ge=0)] | None = None
+    kind: Literal["slow_gpu", "throttled_gpu", "spread_gpus", "slow_link", "down_link", "flapping_link"]
+    gpu: WhichGpu | None = None
     link: str | None = None
     factor: Annotated[float, Field(ge=1.0, le=1e6)] | None = None
     start: Time = 0.0
@@ -119,6 +217,7 @@ class Fault(Value):
     period: Time | None = None
     duty: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     timing: Literal["regular", "random"] = "regular"
+    spread: Annotated[float, Field(gt=0.0, le=2.0)] | None = None
 
 
 class TraceLevel(Value):

@@ -12,9 +12,11 @@ from clustersim.errors import pick
 from clustersim.physics.bounds import Work, lower_bounds, work_of
 from clustersim.physics.exchanges import Routes
 from clustersim.physics.pricing import left_out, measured
-from clustersim.plan.layout import Layout
+from clustersim.plan.experts import copies_of
+from clustersim.plan.layout import Layout, expected_load, where_of
 from clustersim.plan.lowering import gated, lower
 from clustersim.plan.memory import needs, weights_held
+from clustersim.plan.packing import imbalance
 from clustersim.plan.parameters import (
     active_parameters,
     attention_parameters,
@@ -27,10 +29,15 @@ from clustersim.serving.arrivals import requests
 from clustersim.serving.batching import Pass, microbatches
 from clustersim.serving.router import ROUTERS
 from clustersim.spec.formats import multiplied_as
+from clustersim.spec.deployment import SPARING
 from clustersim.spec.model import Model
+from clustersim.spec.placement_checks import EXPERT_CHECKS
 from clustersim.spec.reading import read_catalogue
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.schema import json_schema
+
+#: Expert policies beside the scenario's own that a preview reckons.
+_COMPARED = ("contiguous", "balanced", "eplb", "eplb_hierarchical", "packed")
 
 #: A stated size further than this from what the dimensions give is a contradiction, not a rounding.
 _ROUNDING = 0.05
@@ -44,8 +51,8 @@ def schema() -> dict[str, Any]:
 def preview(scenario: Scenario, layout: Layout) -> dict[str, Any]:
     """Everything `clustersim preview` shows, as JSON values in SI units.
 
-    Returns  name, model, memory, groups, topology, phases (operators and bounds of the first step of
-             each), notes
+    Returns  name, model, memory, groups, placement (of experts: what imbalance it and others leave;
+             None without experts), topology, phases (operators and bounds of the first step of each), notes
     """
     passes = _first_steps(scenario)
     routes = Routes(layout, measured(layout.topology, scenario.network.startup))
@@ -59,6 +66,7 @@ def preview(scenario: Scenario, layout: Layout) -> dict[str, Any]:
         "memory_limit": layout.topology.gpu.memory * scenario.deployment.memory_fraction,
         "gpu": layout.topology.gpu.name,
         "groups": _groups(scenario, layout),
+        "placement": _placement(scenario, layout),
         "topology": topology_summary(layout.topology),
         "phases": {phase: _step(scenario, layout, routes, chosen) for phase, chosen in passes.items()},
         "notes": _notes(scenario, layout),
@@ -147,6 +155,32 @@ def _graph(scenario: Scenario, layout: Layout, one: Pass, number: int) -> StepGr
     batch = one.batch(scenario.deployment.data_parallel, scenario.model.window)
     counts, distinct = gated(batch, scenario, layout, number)
     return lower(batch, counts, layout, distinct)
+
+
+def _placement(scenario: Scenario, layout: Layout) -> dict[str, Any] | None:
+    """What the expected popularity gives under the scenario's policy, and would under others.
+
+    Returns  policy, spare; imbalance: policy -> load of the busiest rank over the mean: mean and max of
+             the layers; of those policies that fit the model and the ranks without further numbers
+    """
+    model, d = scenario.model, scenario.deployment
+    if not model.experts:
+        return None
+    routed = np.array([model.has_experts(layer) for layer in range(model.layers)])
+    load, ranks = expected_load(scenario)[routed], d.expert_parallel
+    found: dict[str, np.ndarray] = {d.experts.policy: imbalance(load, layout.copies[routed], ranks)}
+    for policy in _COMPARED:
+        spare = max(d.experts.spare, 1) if policy in SPARING else 0
+        wish = d.experts.held_once().model_copy(update={"policy": policy, "spare": spare})
+        other = d.model_copy(update={"experts": wish})
+        if policy not in found and not list(EXPERT_CHECKS[policy](other, model)):
+            copies = copies_of(load, other, where_of(scenario, layout.ep_domain))
+            found[policy] = imbalance(load, copies, ranks)
+    return {
+        "policy": d.experts.policy,
+        "spare": max(d.experts.spare, 1),
+        "imbalance": {name: {"mean": float(f.mean()), "max": float(f.max())} for name, f in found.items()},
+    }
 
 
 def _work(graph: StepGraph, routes: Routes) -> Work:

@@ -70,6 +70,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "start": ("float64", "when the first rank of stage 0 began with it, s"),
         "end": ("float64", "when it left the last stage, s"),
         "tokens": ("int64", "tokens in it, over all shards"),
+        "dropped": ("int64", "choices for experts that had no capacity left, over all layers"),
     },
     "spans": {
         "span": ("int64", "span number"),
@@ -98,7 +99,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "waited_for": ("int32", "rank most waited for, -1 for none"),
     },
     "flows": {
-        "token_batch": ("int32", "token batch it served"),
+        "token_batch": ("int32", "token batch it served; -1 for weights of experts that move"),
         "operator": ("text", "exchange it was part of"),
         "layer": ("int32", "layer, -1 outside the layers"),
         "source": ("int32", "sending rank"),
@@ -160,9 +161,36 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "length": ("int64", "tokens in the queue when service began"),
         "wait": ("float64", "time in the queue summed over its tokens, token-seconds"),
     },
+    "rebalances": {
+        "rebalance": ("int32", "number of the planning, in order"),
+        "observed": ("float64", "when the first step began whose loads it went by, s"),
+        "planned": ("float64", "when planning began, with the loads of the steps done by then, s"),
+        "ready": ("float64", "when the plan was there, s; NaN: the run was over before"),
+        "began": ("float64", "when the first weights began to move, s; NaN: nothing moved"),
+        "ended": ("float64", "when the last layer stood at its new places, s; NaN: it never did"),
+        "layers": ("int32", "layers that came to stand at new places"),
+        "copies": ("int64", "expert copies that came to another rank for them"),
+        "bytes": ("float64", "weights that came over links, all shares of an expert counted"),
+        "stopped": ("float64", "time in which passes waited for the weights and none was under way, s"),
+        "before": (
+            "float64",
+            "imbalance of the places as they were, under the observed loads: largest / "
+            "mean tokens over the EP ranks, mean over layers; copies share their expert's tokens alike",
+        ),
+        "foreseen": ("float64", "the same of the places as planned"),
+        "after": ("float64", "the same under the loads of as many steps after the move; NaN: none came"),
+        "unmoved": ("float64", "imbalance of the old places under these later loads; NaN: none came"),
+    },
+    "placements": {
+        "token_batch": ("int32", "token batch; rows only where experts may be placed anew"),
+        "layer": ("int32", "layer"),
+        "mean": ("float64", "tokens that came to an EP rank in the mean"),
+        "busiest": ("int64", "tokens of the EP rank that got most"),
+        "first": ("int64", "tokens of the EP rank that would have got most at the first places"),
+    },
     "memory": {
         "rank": ("int32", "rank"),
-        "part": ("text", "weights, kv, activations or exchange buffers"),
+        "part": ("text", "weights, kv, activations, exchange buffers or rebalancing buffers"),
         "bytes": ("float64", "HBM it takes at most"),
     },
     "ranks": {
@@ -178,11 +206,11 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "moved": ("float64", "HBM bytes it read and wrote in this run"),
     },
     "faults": {
-        "kind": ("text", "slow_gpu, slow_link, down_link or flapping_link"),
-        "place": ("text", "rank, link or vertex"),
+        "kind": ("text", "slow_gpu, throttled_gpu, spread_gpus, slow_link, down_link or flapping_link"),
+        "place": ("text", "rank, all ranks, link or vertex"),
         "start": ("float64", "s"),
         "end": ("float64", "s; inf: never"),
-        "factor": ("float64", "how many times slower; inf: down"),
+        "factor": ("float64", "how many times slower; inf: down; NaN: each GPU its own"),
     },
     "outages": {
         "link": ("int32", "link that was slow or down"),

@@ -6,28 +6,24 @@ that cannot end, 130 interrupted.
 
 from __future__ import annotations
 
-import io
-import json
-import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_SCENARIO = click.argument("file", type=click.Path(path_type=Path))
-_SET = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE",
-    help="Override a key of the file, such as deployment.expert_parallel=8. May be repeated.",
-)  # fmt: skip
-_SEED = click.option("--seed", type=click.IntRange(min=0), help="Replace the scenario's seed.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON alone on standard output.")
+from clustersim.cli.options import JSON as _JSON
+from clustersim.cli.options import SCENARIO as _SCENARIO
+from clustersim.cli.options import SEED as _SEED
+from clustersim.cli.options import SET as _SET
+from clustersim.cli.output import print_json as _print_json
+from clustersim.cli.output import print_page as _print_page
+from clustersim.cli.output import print_text as _print
+from clustersim.cli.output import progress as _progress
+from clustersim.cli.output import warn as _warn
+from clustersim.cli.rebalance import rebalance as _rebalance
+from clustersim.cli.stress import stress as _stress
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -468,48 +464,8 @@ def catalogue(section: str, name: str, as_json: bool) -> None:
     _print_page(lambda console: show_entry(found, console) if name else show_listing(found, console))
 
 
-def _print_json(value: Any) -> None:
-    _print(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _print_page(page: Callable[[Console], None]) -> None:
-    from rich.console import Console
-
-    tty = sys.stdout.isatty()
-    encoding = sys.stdout.encoding or "utf-8"
-    # Drawn first and printed in one go: what can go wrong with standard output goes wrong in `_print`.
-    drawn = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="", write_through=True)
-    # Piped output is read by programs and in logs: keep its width the same everywhere.
-    page(Console(file=drawn, force_terminal=tty, width=None if tty else 100, highlight=False))
-    drawn.seek(0)
-    _print(drawn.read())
-
-
-def _print(text: str) -> None:
-    """Results, on standard output."""
-    try:
-        click.echo(text, nl=False)
-    except BrokenPipeError:
-        # The reader has gone (`| head`); what it wanted it has, and nothing more shall be flushed to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        from clustersim.errors import ClustersimError
-
-        raise ClustersimError(f"standard output: {error.strerror or error}") from error
-
-
-@contextmanager
-def _progress(silent: bool, what: str = "simulating") -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, where that is a terminal. `what` stands before it."""
-    if silent or not sys.stderr.isatty():
-        yield lambda done, all_: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, all_: bar.update(task, completed=done, total=all_)
+cli.add_command(_stress)
+cli.add_command(_rebalance)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -537,16 +493,6 @@ def _status(arguments: list[str] | None) -> int:
         return _say("internal error: this is a fault of clustersim, please report it", 1)
 
 
-def _warn(sentence: str, quiet: bool = False) -> None:
-    """Says on standard error what one may wonder about."""
-    if sentence and not quiet:
-        click.echo(sentence, err=True)
-
-
 def _say(text: str, status: int) -> int:
     click.echo(text, err=True)
     return status
-
-
-if __name__ == "__main__":
-    main()

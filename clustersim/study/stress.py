@@ -1,0 +1,447 @@
+"""One question: what becomes of a deployment when load is uneven or hardware slow, and what would help?
+
+The suite holds every stress against even load with the same random numbers; the breaking points say how
+much of it the deployment bears before a wished bound is missed; the help runs the same cases under other
+placements of experts. All of it is one list of cases, run side by side and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clustersim.analysis.culprits import said_hottest, said_worst_gpu
+from clustersim.errors import ClustersimError, ResultError
+from clustersim.spec.scenario import Scenario
+from clustersim.spec.writing import scenario_hash
+from clustersim.study.breaking import Probe, Range, as_json, breaking_point, together
+from clustersim.study.cases import Base, Bench, Case, Outcome, variant, write_whole
+from clustersim.study.slo import Slo, default_slo, parse_slo
+from clustersim.study.stress_cases import (
+    AS_STATED,
+    BALANCED,
+    EVEN,
+    STRESSES,
+    Site,
+    gini,
+    placements_of,
+    site_of,
+    slow_gpu,
+    slow_link,
+)
+from clustersim.study.stress_schema import SCHEMA_VERSION
+from clustersim.trace.plain import json_text
+
+#: Decode steps that are run of a longer scenario: each is like the one before it, and the motions of the
+#: suite are scaled to them.
+STEPS = 8
+#: The default bound: so many times the p99 step under even load.
+WORSE = 1.2
+PARTS = ("suite", "breaking", "help")
+
+REPORT = "stress.json"
+KEPT = "cases.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked.
+
+    base      the scenario
+    parts     of PARTS; the suite's balanced case is always run
+    slo       a bound as text, or empty for the default
+    steps     decode steps, 0 for STEPS or fewer if the file has fewer
+    """
+
+    base: Base
+    parts: tuple[str, ...] = PARTS
+    slo: str = ""
+    steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who is told what is done meanwhile.
+
+    row   called with (kind, JSON value) for each row of the answer as soon as it is known: head, suite,
+          breaking, help
+    tell  called with (done, all) while cases run
+    """
+
+    row: Callable[[str, Any], None] = field(default=lambda kind, value: None)
+    tell: Callable[[int, int], None] = field(default=lambda done, all_: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Worse:
+    """What a breaking point is looked for in.
+
+    what       a sentence
+    over       how far it is made worse, on a site
+    overrides  for a value
+    like       the stress of STRESSES that needs the same
+    """
+
+    what: str
+    over: Callable[[Site], Range]
+    overrides: Callable[[Site, float], Sequence[str]]
+    like: str
+
+
+#: Cause → how it is made worse until the bound is missed.
+CAUSES: Mapping[str, Worse] = {
+    "gini": Worse(
+        "Gini coefficient of the experts' popularity",
+        lambda site: Range(0.0, site.most_gini, 0.01, ratio=False),
+        lambda site, value: gini(value),
+        "real_text",
+    ),
+    "slow GPU": Worse(
+        "times that one GPU is slower",
+        lambda site: Range(1.0, 16.0, 0.02, ratio=True),
+        lambda site, value: (*EVEN, slow_gpu(site, value)),
+        "slow_gpu",
+    ),
+    "thin link": Worse(
+        "what the bandwidth of one GPU's network card is divided by",
+        lambda site: Range(1.0, 64.0, 0.02, ratio=True),
+        lambda site, value: (*EVEN, slow_link(site, value)),
+        "slow_link",
+    ),
+}
+
+
+def prepared(wish: Wish) -> tuple[Base, Scenario]:
+    """The base with what all cases share, and the scenario as it is run.
+
+    Raises   ScenarioError for the mistakes of the file
+    """
+    scenario = wish.base.scenario()
+    shared = ["trace.level=sums"]
+    steps = wish.steps or min(STEPS, scenario.workload.decode_steps)
+    if scenario.workload.phase != "prefill" and steps:
+        shared.append(f"workload.decode_steps={steps}")
+    elif wish.steps:
+        raise ClustersimError(
+            f"--steps {wish.steps}: {wish.base.file} only reads prompts; it has no decode steps"
+        )
+    base = Base(wish.base.file, (*wish.base.overrides, *shared))
+    return base, base.scenario()
+
+
+def folder_of(scenario: Scenario, out: Path | None, *about: str) -> Path:
+    """Where the answer lies: `out`, or results/<name>-stress-<hash>.
+
+    about    what else decides which cases are run
+    """
+    text = "\0".join((scenario_hash(scenario), *about))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return out if out is not None else Path("results") / f"{scenario.name}-stress-{digest}"
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ResultError, before anything is run, where something else than such an answer lies."""
+    if folder.exists() and not folder.is_dir():
+        raise ResultError(f"{folder}: is not a folder; a result cannot be written there")
+    mine = any((folder / name).is_file() for name in (REPORT, KEPT))
+    if folder.is_dir() and not mine and any(folder.iterdir()):
+        raise ResultError(
+            f"{folder}: holds files but no {REPORT}, so it is not such a result and is left alone"
+        )
+
+
+def stress(wish: Wish, bench: Bench, listener: Listener | None = None) -> dict[str, Any]:
+    """The answer, as `stress_schema.SCHEMA` describes it: JSON values in SI units.
+
+    Raises   ScenarioError for mistakes of the file, ClustersimError for those of the bound, and where
+             even the balanced case cannot be run
+    """
+    listener = listener or Listener()
+    wished = parse_slo(wish.slo) if wish.slo else None
+    base, scenario = prepared(wish)
+    if wished and wished.metric in _lacking_latency(scenario):
+        raise ClustersimError(f'--slo: "{wish.slo}": {base.file} has no {wished.subject()}')
+    balanced = variant(base, BALANCED, EVEN)
+    first = bench.all([balanced])[0]
+    if first.figures is None:
+        raise ClustersimError(f"{base.file}: cannot be run with even load: {first.error}")
+    slo = wished or default_slo(first.figures, WORSE)
+    own_steps = wish.base.scenario().workload.decode_steps
+    head = _head(base, scenario, own_steps, slo, bool(wished))
+    listener.row("head", head)
+    site = site_of(scenario, first.figures["steps"], first.figures["latency"]["step"]["mean"])
+    run = _Run(base, site, slo, first, bench, listener)
+    cases = _suite_cases(run, balanced)
+    rows = run.rows(cases) if "suite" in wish.parts else []
+    broken = run.breaking_points() if "breaking" in wish.parts else []
+    helped = run.help(cases) if "help" in wish.parts else None
+    found = {**head, "suite": rows, "breaking": broken, "help": helped}
+    found["notes"] = list(_notes(found))
+    return found
+
+
+def _lacking_latency(scenario: Scenario) -> tuple[str, ...]:
+    """The latencies that no run of the scenario has."""
+    lacking = {"decode": ("ttft",), "prefill": ("tpot",)}
+    return lacking.get(scenario.workload.phase, ())
+
+
+def _head(base: Base, scenario: Scenario, own_steps: int, slo: Slo, stated: bool) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "question": "stress",
+        "name": scenario.name,
+        "file": base.file,
+        "scenario_hash": scenario_hash(scenario),
+        "seed": scenario.seed,
+        "decode_steps": {"run": scenario.workload.decode_steps, "in_file": own_steps},
+        "slo": {"text": slo.said(), "subject": slo.subject(), "limit": slo.limit, "stated": stated},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A case of the suite with its sentence; `lacking` says why it does not apply here."""
+
+    case: Case
+    what: str
+    lacking: str = ""
+
+
+def _suite_cases(run: _Run, balanced: Case) -> list[_Entry]:
+    entries = [_Entry(balanced, "every expert and every GPU is loaded alike")]
+    stated = variant(run.base, AS_STATED)
+    if stated.scenario != balanced.scenario:
+        entries.append(_Entry(stated, "the scenario as its file states it"))
+    for name, one in STRESSES.items():
+        lacking = one.lacking(run.site)
+        case = Case(name, (), None, lacking) if lacking else variant(run.base, name, one.overrides(run.site))
+        entries.append(_Entry(case, one.said(run.site), lacking))
+    return entries
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What all parts of one answer share."""
+
+    base: Base
+    site: Site
+    slo: Slo
+    balanced: Outcome
+    bench: Bench
+    listener: Listener
+
+    def rows(self, entries: Sequence[_Entry]) -> list[dict[str, Any]]:
+        """The suite, each row told as soon as it and all before it are known."""
+        found: dict[int, dict[str, Any]] = {}
+        told = 0
+        for position, outcome in self.bench.run([entry.case for entry in entries], self.listener.tell):
+            found[position] = self._row(entries[position], outcome)
+            while told in found:
+                self.listener.row("suite", found[told])
+                told += 1
+        return [found[position] for position in range(len(entries))]
+
+    def _row(self, entry: _Entry, outcome: Outcome) -> dict[str, Any]:
+        return {
+            "case": entry.case.name,
+            "what": entry.what,
+            "overrides": list(entry.case.overrides),
+            "applies": not entry.lacking,
+            "error": outcome.error,
+            "against_balanced": self.ratios(outcome),
+            "missed": self._missed(outcome),
+            "figures": outcome.figures,
+        }
+
+    def ratios(self, outcome: Outcome) -> dict[str, float | None] | None:
+        """Throughput and step of a case ÷ those of the balanced one."""
+        if outcome.figures is None or self.balanced.figures is None:
+            return None
+        ours, theirs = outcome.figures, self.balanced.figures
+        return {
+            "tokens_per_second": _ratio(ours["tokens_per_second"], theirs["tokens_per_second"]),
+            "p50_step": _ratio(ours["latency"]["step"]["p50"], theirs["latency"]["step"]["p50"]),
+            "p99_step": _ratio(ours["latency"]["step"]["p99"], theirs["latency"]["step"]["p99"]),
+        }
+
+    def _missed(self, outcome: Outcome) -> bool | None:
+        value = self.slo.value(outcome.figures)
+        return None if value is None else self.slo.missed(value)
+
+    def breaking_points(self) -> list[dict[str, Any]]:
+        """Of every cause that applies here, where the bound is first missed."""
+        outcomes: dict[tuple[str, float], Outcome] = {}
+
+        def ask(pairs: Sequence[tuple[str, float]]) -> list[Probe]:
+            cases = [
+                variant(self.base, f"{cause} {at:g}", CAUSES[cause].overrides(self.site, at))
+                for cause, at in pairs
+            ]
+            got = self.bench.all(cases, self.listener.tell)
+            outcomes.update(zip(pairs, got, strict=True))
+            return [self._probe(at, one) for (_, at), one in zip(pairs, got, strict=True)]
+
+        ranges = {cause: one.over(self.site) for cause, one in CAUSES.items()}
+        lacking = {cause: STRESSES[one.like].lacking(self.site) for cause, one in CAUSES.items()}
+        searches = {
+            cause: breaking_point(ranges[cause], self.slo.most) for cause in CAUSES if not lacking[cause]
+        }
+        found = together(searches, ask)
+        rows = []
+        for cause, one in CAUSES.items():
+            over = ranges[cause]
+            row: dict[str, Any] = {"cause": cause, "what": one.what, "lacking": lacking[cause]}
+            row |= {"low": over.low, "high": over.high, "precision": over.precision}
+            row["precision_is_ratio"] = over.ratio
+            if cause in found:
+                missed = found[cause].missed
+                at = over.high if missed is None else missed
+                row |= as_json(found[cause])
+                row["overrides"] = list(one.overrides(self.site, at))
+                row["figures"] = outcomes[cause, at].figures
+            self.listener.row("breaking", row)
+            rows.append(row)
+        return rows
+
+    def _probe(self, at: float, outcome: Outcome) -> Probe:
+        value = self.slo.value(outcome.figures)
+        error = outcome.error or ("" if value is not None else f"there is no {self.slo.subject()}")
+        return Probe(at, value, value is not None and self.slo.missed(value), error)
+
+    def help(self, entries: Sequence[_Entry]) -> dict[str, Any] | None:
+        """The cases that apply, under every placement; the file's own first."""
+        if self.site.experts < 2 or self.site.ep < 2:
+            return None
+        kept = [entry for entry in entries if not entry.lacking]
+        placements = placements_of(self.site)
+        pairs = [(entry, name) for entry in kept for name in placements]
+        cases = [
+            variant(self.base, f"{entry.case.name} | {name}", (*entry.case.overrides, *placements[name]))
+            for entry, name in pairs
+        ]
+        outcomes = self.bench.all(cases, self.listener.tell)
+        cells = {
+            (entry.case.name, name): self._cell(name, outcome)
+            for (entry, name), outcome in zip(pairs, outcomes, strict=True)
+        }
+        found = {
+            "placements": [{"placement": name, "overrides": list(lay)} for name, lay in placements.items()],
+            "rows": [
+                {"case": entry.case.name, "cells": [cells[entry.case.name, name] for name in placements]}
+                for entry in kept
+            ],
+        }
+        found["summary"] = list(_weighed(found))
+        self.listener.row("help", found)
+        return found
+
+    def _cell(self, name: str, outcome: Outcome) -> dict[str, Any]:
+        figures = outcome.figures
+        return {
+            "placement": name,
+            "error": outcome.error,
+            "missed": self._missed(outcome),
+            "against_balanced": self.ratios(outcome),
+            "p99_step": figures and figures["latency"]["step"]["p99"],
+            "tokens_per_second": figures and figures["tokens_per_second"],
+            "imbalance": figures and figures["imbalance"] and figures["imbalance"]["mean"],
+        }
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return None if one is None or not other else one / other
+
+
+def _weighed(help_: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Of every placement: in how many cases it keeps the bound, and how bad its worst case is."""
+    for place, about in enumerate(help_["placements"]):
+        cells = [row["cells"][place] for row in help_["rows"]]
+        ran = [cell for cell in cells if not cell["error"]]
+        ratios = [cell["against_balanced"]["p99_step"] for cell in ran]
+        yield {
+            "placement": about["placement"],
+            "ran": len(ran),
+            "not_run": len(cells) - len(ran),
+            "kept": sum(cell["missed"] is False for cell in ran),
+            "worst": max(ratios) if ratios else None,
+            "mean": sum(ratios) / len(ratios) if ratios else None,
+            "error": next((cell["error"] for cell in cells if cell["error"]), ""),
+        }
+
+
+def _notes(found: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on what stands out."""
+    rows = {row["case"]: row for row in found["suite"] if not row["error"]}
+    stressed = [row for name, row in rows.items() if name not in (BALANCED, AS_STATED)]
+    if stressed:
+        worst = max(stressed, key=lambda row: row["against_balanced"]["p99_step"])
+        yield (
+            f"The worst case is {worst['case']}: its p99 step takes {_times(worst)} x that under even load; "
+            f"{said_cause(worst['figures'])}."
+        )
+    yield from _both_at_once(rows)
+    if found["help"]:
+        yield from _helped(found["help"])
+
+
+def said_cause(figures: Mapping[str, Any]) -> str:
+    """Who is to blame, in one line: the hot rank with its layer and expert, or the GPU others wait for."""
+    hot, waited = figures["hottest"], figures["worst_gpu"]
+    if hot is not None and hot["load"] >= _HOT:
+        return said_hottest(hot)
+    return said_worst_gpu(waited) if waited is not None else "nobody waits for anybody"
+
+
+#: A rank with so many times the mean tokens over the whole run is named as a cause.
+_HOT = 1.15
+
+
+def _times(row: Mapping[str, Any]) -> str:
+    return f"{row['against_balanced']['p99_step']:.2f}"
+
+
+def _both_at_once(rows: Mapping[str, Any]) -> Iterator[str]:
+    names = ("hot_rank", "slow_gpu", "hot_on_slow_gpu")
+    if not all(name in rows for name in names):
+        return
+    hot, slow, both = (rows[name]["against_balanced"]["p99_step"] - 1 for name in names)
+    more = "more" if both > hot + slow else "no more"
+    yield (
+        f"A hot rank costs {hot:+.1%} of a step, a slow GPU {slow:+.1%}, the hot rank on the slow GPU "
+        f"{both:+.1%}: {more} than the two added up."
+    )
+
+
+def _helped(help_: Mapping[str, Any]) -> Iterator[str]:
+    ran = [one for one in help_["summary"] if one["ran"]]
+    if not ran:
+        return
+    own = help_["summary"][0]
+    best = min(ran, key=lambda one: (-one["kept"], one["mean"]))
+    if best["kept"] <= own["kept"] and not (own["mean"] and best["mean"] < own["mean"] * (1 - _WORTH)):
+        yield "No other placement of experts helps: none keeps the bound in more cases or is faster by 2%."
+        return
+    yield (
+        f"What helps most is {best['placement']}: it keeps the bound in {best['kept']} of {best['ran']} "
+        f"cases, with a p99 step of {best['mean']:.2f} x balanced in the mean; as stated it is {own['kept']} "
+        f"of {own['ran']}" + (f" and {own['mean']:.2f} x." if own["mean"] else ".")
+    )
+
+
+#: A placement that is faster by less is not said to help: draws alone make such differences.
+_WORTH = 0.02
+
+
+def save(found: Mapping[str, Any], folder: Path, drawings: Mapping[str, str]) -> None:
+    """Writes the answer and its drawings, each whole or not at all.
+
+    drawings  file name → SVG text
+    Raises    ResultError where that is not possible
+    """
+    for name, text in drawings.items():
+        write_whole(folder / name, text)
+    write_whole(folder / REPORT, json_text(found))
