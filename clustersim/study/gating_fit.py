@@ -1,4 +1,4 @@
-"""Two questions about gating: which generator gives loads like these, and what does a scenario's look like?"""
+"""Two questions: which generator gives expert loads like these, and what do those of a scenario look like?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ _BENDS = np.linspace(-1.5, 1.5, 31)
 _POINTS = 16
 #: With fewer tokens per expert the draw itself makes loads uneven, which the fit must leave room for.
 _PLENTY = 2000
-_ROUNDS, _DRAWS = 6, 4
+_ROUNDS, _DRAWS = 6, 16
+#: Draws whose mean is held against what was measured: of few tokens a single one says little.
+_SHOWN = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +36,7 @@ class Fit:
     """One measurement and the generator that gives the like.
 
     curves   one per measured layer
-    drawn    int64[L, E] tokens per expert of as many tokens as were measured, from the generator
+    drawn    int64[L, draws, E] tokens per expert in some draws of as many tokens as were measured
     """
 
     routing: Routing
@@ -58,9 +60,8 @@ def read(path: Path, top_k: int = 0, only: str = "") -> list[Routing]:
         raise ClustersimError(f'--only "{only}": {path} holds {names}')
     for routing in chosen:
         if routing.top_k > routing.counts.shape[1]:
-            raise ClustersimError(
-                f"{path}: top_k = {routing.top_k} of {routing.counts.shape[1]} experts; give a smaller --top-k"
-            )
+            experts = routing.counts.shape[1]
+            raise ClustersimError(f"{path}: top-{routing.top_k} of {experts} experts; give a smaller --top-k")
     return chosen
 
 
@@ -72,7 +73,7 @@ def fit(routing: Routing, seed: int = 0) -> Fit:
         measured = routing.counts[at]
         curve = _settled(measured, layer, top_k, seed)
         curves.append(curve)
-        drawn.append(_draw(curve, measured, top_k, 1, seed, layer)[0])
+        drawn.append(_draw(curve, measured, top_k, _SHOWN, seed, layer))
     return Fit(routing, tuple(curves), np.stack(drawn))
 
 
@@ -126,7 +127,7 @@ def _measurement(one: Fit) -> dict[str, Any]:
         measured, fitted = _looks(one.routing.counts[at]), _looks(one.drawn[at])
         off = abs(measured["gini"] - fitted["gini"])
         peak = abs(fitted["max_over_mean"] / measured["max_over_mean"] - 1.0)
-        by_rank = [np.sort(c / c.sum())[::-1] for c in (one.routing.counts[at], one.drawn[at])]
+        by_rank = [_by_rank(counts) for counts in (one.routing.counts[at], one.drawn[at])]
         layers.append(
             {
                 "layer": curve.layer,
@@ -135,7 +136,7 @@ def _measurement(one: Fit) -> dict[str, Any]:
                 "parameters": curve.model_dump(),
                 "gini_error": off,
                 "max_over_mean_error": peak,
-                "misplaced": float(np.abs(by_rank[0] - by_rank[1]).sum() / 2),
+                "misplaced": float(np.abs(by_rank[0] - by_rank[1]).mean() / 2),
                 "kept": bool(off <= GINI_WITHIN and peak <= PEAK_WITHIN),
             }
         )
@@ -151,12 +152,18 @@ def _measurement(one: Fit) -> dict[str, Any]:
     }
 
 
+def _by_rank(load: np.ndarray) -> np.ndarray:
+    """Loads over the mean, falling; of several draws the mean at every rank. float64[E]"""
+    rows = np.atleast_2d(load)
+    return np.asarray(np.sort(rows / rows.mean(axis=1, keepdims=True), axis=1)[:, ::-1].mean(axis=0))
+
+
 def _looks(load: np.ndarray) -> dict[str, Any]:
     """Gini coefficient, busiest over mean, and the loads over the mean at ranks evenly apart."""
-    by_rank = np.sort(load / load.mean())[::-1]
-    some = np.unique(np.round(np.linspace(0, len(load) - 1, min(_POINTS, len(load)))).astype(int))
+    by_rank = _by_rank(load)
+    some = np.unique(np.round(np.linspace(0, len(by_rank) - 1, min(_POINTS, len(by_rank)))).astype(int))
     return {
-        "gini": float(gini(load)),
+        "gini": float(gini(load).mean()),
         "max_over_mean": float(by_rank[0]),
         "rank_curve": by_rank[some].tolist(),
     }
