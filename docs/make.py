@@ -135,6 +135,8 @@ PLACES = {
     "Algorithms": "[deployment.algorithms]",
     "Workload": "[workload]",
     "Gating": "[gating]",
+    "LayerCurve": "[[gating.layers]]",
+    "Beside": "[beside]",
     "Network": "[network]",
     "TraceLevel": "[trace]",
     "Fault": "[[faults]]",

@@ -155,7 +155,9 @@ def lowered(scenario: Scenario, token_batch: int = 0) -> StepGraph:
     shards = scenario.deployment.data_parallel
     batch = batch_of("prefill", [Piece(shard, 30, 0, 1) for shard in range(shards)], shards)
     counts, once = gated(batch, scenario, layout, token_batch)
-    alone = expert_counts(load_of(batch, layout).slices, scenario.model, settled(scenario), 0, token_batch)
+    alone = expert_counts(
+        load_of(batch, layout).slices, scenario.model, settled(scenario), 0, token_batch, 0, shards
+    )
     assert np.array_equal(counts, alone), "to ask for more moves no draw"
     return lower(batch, counts, layout, once)
 

@@ -128,6 +128,11 @@ SCHEMA: dict[str, str] = {
     "claimed.tpot.claimed": "what is claimed, s",
     "claimed.tpot.found": "mean of `latency.tpot`, s",
     "claimed.tpot.ratio": "found / claimed",
+    "beside.label": "what the run was compared with, by the same random numbers; `beside` is null where the "
+    "scenario names nothing",
+    "beside.found.<number>": "total_tokens_per_second, the means of tpot, ttft and step, and imbalance, as "
+    "elsewhere in this summary; of the other run",
+    "beside.ratio.<number>": "this run / the other, or null",
     "prices.shares.<origin>": "share of the computing time that is measured, interpolated between "
     "measured calls, extrapolated beyond them or from a relative of the GPU, or formula alone; `prices` is "
     "null where nothing was computed",

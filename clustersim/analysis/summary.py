@@ -50,6 +50,7 @@ def summarize(trace: Trace) -> dict[str, Any]:
         "tiers": tiers(per_link),
         "queues": queues(trace),
         "claimed": claimed(trace, rates["total_tokens_per_second"], tpot),
+        "beside": None,
         "prices": prices(trace),
         "gpus": per_gpu,
         "links": per_link,

@@ -44,16 +44,18 @@ def cli() -> None:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The result folder itself.")
 @_JSON
 @click.option("--quiet", is_flag=True, help="Print nothing; the result folder says it all.")
+@click.option("--alone", is_flag=True, help="Leave out the run that the scenario is to be set beside.")
 def run(
-    file: Path, overrides: tuple[str, ...], seed: int | None, out: Path | None, as_json: bool, quiet: bool
-) -> None:
+    file: Path, overrides: tuple[str, ...], seed: int | None, out: Path | None, as_json: bool, quiet: bool,
+    alone: bool,
+) -> None:  # fmt: skip
     """Simulate the scenario in FILE and leave a result folder.
 
     The folder is results/<name>-<hash> unless --out names another. It holds scenario.toml (every
     default written out), summary.json and trace/*.parquet, and appears whole or not at all.
     """
     from clustersim.errors import ClustersimError, StuckError
-    from clustersim.study.run import load, peers, result_folder, run_scenario, save_failure, wait
+    from clustersim.study.run import load, peers, result_folder, run_scenario, save_failure, wait, with_beside
 
     scenario = load(file, overrides, seed)
     folder = result_folder(scenario, out)
@@ -61,6 +63,8 @@ def run(
     try:
         with _progress(quiet or as_json) as tell:
             result = run_scenario(scenario, str(file), tell)
+            if not alone:
+                result = with_beside(result, str(file), tell)
     except StuckError as error:
         save_failure(scenario, folder, error)
         raise
@@ -440,6 +444,63 @@ def measure(
     from clustersim.report.measured import show_measured
 
     _print_page(lambda console: show_measured(found, console))
+
+
+@cli.group()
+def gating() -> None:
+    """Fit how popular experts are to measured counts, or show it for a scenario."""
+
+
+@gating.command(name="fit")
+@click.argument("counts", type=click.Path(path_type=Path))
+@click.option("--top-k", type=click.IntRange(min=1), default=None, help="Experts of a token, if not told.")
+@click.option("--only", metavar="TEXT", default="", help="Only measurements with this in their name.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Write the [gating] table of a scenario there; of one measurement.",
+)  # fmt: skip
+@_JSON
+def gating_fit(counts: Path, top_k: int | None, only: str, out: Path | None, as_json: bool) -> int:
+    """Fit a generator of expert loads to the measured ones in COUNTS, and print both.
+
+    COUNTS is a CSV with layer,expert,count or layer_id,expert_id,count (and, for several measurements,
+    model, dataset and topk), an npz or npy with expert ids [tokens, layers, top_k] or counts [layers,
+    experts], or JSON lines with tokens_per_expert. Every layer gets its Gini coefficient, its busiest expert
+    and how its curve is bent. Exit status 1 where a Gini coefficient is off by more than 0.02 or a busiest
+    expert by more than 10 %.
+    """
+    from clustersim.study.gating_fit import fit, read, summary, write
+
+    fits = [fit(routing) for routing in read(counts, top_k or 0, only)]
+    if out is not None:
+        write(fits, counts, out)
+    found = summary(fits, counts)
+    if as_json:
+        _print_json(found)
+    else:
+        from clustersim.report.gating import show_fits
+
+        _print_page(lambda console: show_fits(found, console))
+    return 0 if all(one["kept"] for one in found["measurements"]) else 1
+
+
+@gating.command(name="show")
+@_SCENARIO
+@_SET
+@_SEED
+@_JSON
+def gating_show(file: Path, overrides: tuple[str, ...], seed: int | None, as_json: bool) -> None:
+    """Show how popular experts are in the scenario in FILE: layer by layer, and as it moves."""
+    from clustersim.study.gating_fit import look
+    from clustersim.study.run import read
+
+    found = look(read(file, overrides if seed is None else (*overrides, f"seed={seed}")))
+    if as_json:
+        _print_json(found)
+        return
+    from clustersim.report.gating import show_gating
+
+    _print_page(lambda console: show_gating(found, console))
 
 
 @cli.command()

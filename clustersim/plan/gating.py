@@ -7,7 +7,9 @@ popular an expert is, plan.popularity.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -115,7 +117,13 @@ def _counted(choices: Chosen, sources: int, experts: int) -> np.ndarray:
 
 def _law(share: np.ndarray, top_k: int) -> np.ndarray:
     """What plan.conditional draws from, float64[top_k + 1, E + 1]."""
-    return np.asarray(suffixes(_odds(share, top_k)[None], top_k)[0])
+    return _law_of(share.tobytes(), top_k)
+
+
+@lru_cache(maxsize=256)
+def _law_of(share: bytes, top_k: int) -> np.ndarray:
+    # As long as popularity stands still, every pass has the same laws.
+    return np.asarray(suffixes(_odds(np.frombuffer(share), top_k)[None], top_k)[0])
 
 
 def _odds(share: np.ndarray, top_k: int) -> np.ndarray:
@@ -260,7 +268,11 @@ def expert_counts(
     ask = Ask(tokens, model, gating, seed, token_batch, step, shards)
     of_layer = _WAYS[_way(gating, model)][0]
     shares = load_shares(gating, model, seed, step)
-    return np.stack([of_layer(ask, layer, share) for layer, share in enumerate(shares)])
+    if ask.one_by_one:
+        return np.stack([of_layer(ask, layer, share) for layer, share in enumerate(shares)])
+    # Every layer has its own generator, so who is drawn first changes nothing.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.stack(list(pool.map(lambda layer: of_layer(ask, layer, shares[layer]), range(len(shares)))))
 
 
 def distinct_tokens(ask: Ask, home: np.ndarray, came: np.ndarray) -> np.ndarray | None:

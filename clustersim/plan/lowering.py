@@ -56,9 +56,7 @@ def gated(
         step,
         d.data_parallel,
     )
-    came = expert_counts(
-        ask.tokens, ask.model, gating, ask.seed, token_batch, step=step, shards=d.data_parallel
-    )
+    came = expert_counts(ask.tokens, ask.model, gating, ask.seed, token_batch, step, d.data_parallel)
     counts = within_capacity(came, gating.capacity_factor, d.expert_tensor_parallel)
     # With several copies of an expert nobody says which token goes to which; nor who was dropped.
     if not layout.deduplicates or layout.copies.shape[1] > scenario.model.experts or counts is not came:

@@ -337,6 +337,24 @@ def _claimed(summary: Summary, console: Console) -> None:
     put_line(console, f"  claimed by {claim['source']}", "dim")
 
 
+def _beside(summary: Summary, console: Console) -> None:
+    other = summary.get("beside")
+    if other is None:
+        return
+    rows = [
+        [label, said(there), said_or_dash(said_ratio, other["ratio"][key])]
+        for key, label, said in (
+            ("total_tokens_per_second", "tokens/s", said_count),
+            ("tpot", "TPOT", said_time),
+            ("ttft", "TTFT", said_time),
+            ("step", "step", said_time),
+            ("imbalance", "busiest rank", said_ratio),
+        )
+        if (there := other["found"][key]) is not None
+    ]
+    put_section(console, f"Beside it: {printable(other['label'])}", ["there", "here/there"], rows)
+
+
 def _peers(summary: Summary, console: Console, peers: Mapping[str, Summary]) -> None:
     rows = [
         [
@@ -395,5 +413,6 @@ _SECTIONS: tuple[Callable[[Summary, Console], None], ...] = (
     _rebalancing,
     _memory,
     _claimed,
+    _beside,
     _prices,
 )

@@ -18,7 +18,7 @@ from clustersim.spec.dividing import does_not_divide
 from clustersim.spec.documents import KeyPath
 from clustersim.spec.fabrics import Mismatch, links_per_pair, uplinks
 from clustersim.spec.formats import missing_format, multiplied_as, rate_key
-from clustersim.spec.gating_checks import check_gating
+from clustersim.spec.gating_checks import check_beside, check_gating
 from clustersim.spec.hardware import (
     Dragonfly,
     FatTree,
@@ -34,7 +34,7 @@ from clustersim.spec.kernel_tables import fitted_parameters
 from clustersim.spec.model import PLAIN, Model
 from clustersim.spec.placement_checks import EXPERT_CHECKS
 from clustersim.spec.references import catalogue_entries, not_in_catalogue
-from clustersim.spec.workload import Fault, Gating, Network, Workload
+from clustersim.spec.workload import Beside, Fault, Gating, Network, Workload
 from clustersim.units import show
 
 #: GPUs of the largest machine that is simulated.
@@ -60,6 +60,7 @@ class Parts:
     deployment: Deployment | None = None
     workload: Workload | None = None
     gating: Gating | None = None
+    beside: Beside | None = None
     network: Network | None = None
     faults: tuple[Fault, ...] = ()
 
@@ -117,6 +118,8 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
             found += EXPERT_CHECKS[deployment.experts.policy](deployment, model)
     if parts.gating:
         found += check_gating(parts.gating, model, deployment)
+    if parts.beside:
+        found += check_beside(parts.beside, model, deployment)
     if workload and deployment:
         found += check_batch(workload, deployment)
     return found

@@ -8,7 +8,7 @@ from clustersim.spec.deployment import Deployment
 from clustersim.spec.documents import DocumentError, KeyPath
 from clustersim.spec.model import Model
 from clustersim.spec.routing import unpacked
-from clustersim.spec.workload import Gating
+from clustersim.spec.workload import Beside, Gating
 
 #: Skews whose experts stand where they were told to: nothing shuffles them, so nothing can drift.
 _PLACED = ("hot_rank", "replayed")
@@ -27,6 +27,14 @@ def check_gating(
         yield from _check_experts(gating, model)
     if model and model.experts and deployment and gating.skew == "hot_rank":
         yield from _check_hot_rank(gating, model, deployment)
+
+
+def check_beside(
+    beside: Beside, model: Model | None, deployment: Deployment | None
+) -> Iterator[tuple[KeyPath, str]]:
+    """Every contradiction of a gating that another is compared with."""
+    for place, problem in check_gating(beside.gating, model, deployment):
+        yield ("beside", *place), problem
 
 
 def _check_motion(gating: Gating) -> Iterator[tuple[KeyPath, str]]:

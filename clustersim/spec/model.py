@@ -55,7 +55,7 @@ class Model(Value):
     dense_layers       leading layers that have one dense network in place of experts
     moe_layer_step     of the others each so-many-th layer has experts, counted from layer 0
     dense_ffn          inner width of a dense layer's network
-    expert_groups      groups that a router chooses among first; recorded, gating does not use it
+    expert_groups      groups that a router chooses among first, where gating.node_limited says so
     groups_chosen      of them per token; recorded like those
     mtp_layers         layers that predict further tokens; recorded, neither run nor counted
     vocab              rows of the embedding and of the LM head

@@ -35,7 +35,7 @@ from clustersim.spec.references import GPU, MODEL, SERVER, Kind, Resolver, catal
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.schema import json_schema
 from clustersim.spec.wording import entry_sentences, sentences
-from clustersim.spec.workload import Fault, Gating, Network, Workload
+from clustersim.spec.workload import Beside, Fault, Gating, Network, Workload
 from clustersim.spec.writing import scenario_hash, to_toml
 
 __all__ = [
@@ -167,6 +167,7 @@ _SECTIONS: dict[str, TypeAdapter[Any]] = {
     "deployment": TypeAdapter(Deployment),
     "workload": TypeAdapter(Workload),
     "gating": TypeAdapter(Gating),
+    "beside": TypeAdapter(Beside | None),
     "network": TypeAdapter(Network),
     "faults": TypeAdapter(tuple[Fault, ...]),
 }

@@ -176,6 +176,10 @@ class Resolver:
                 children[key] = self._resolved(children[key], nested, (*path, key), chain)
         if kind is SCENARIO and "gating" in children:
             children["gating"] = self._replayed(children["gating"], chain)
+        beside = children.get("beside")
+        if kind is SCENARIO and isinstance(beside, Table) and "gating" in beside.children:
+            other = {**beside.children, "gating": self._replayed(beside.children["gating"], chain)}
+            children["beside"] = replace(beside, children=other)
         written = replace(table, children=children)
         if reference is None:
             return written

@@ -10,7 +10,7 @@ from clustersim.spec.deployment import Deployment
 from clustersim.spec.hardware import TopologySpec
 from clustersim.spec.model import Model
 from clustersim.spec.quantities import Value
-from clustersim.spec.workload import Claimed, Fault, Gating, Network, TraceLevel, Workload
+from clustersim.spec.workload import Beside, Claimed, Fault, Gating, Network, TraceLevel, Workload
 
 
 class Scenario(Value):
@@ -24,6 +24,7 @@ class Scenario(Value):
     deployment   how the model is cut over the GPUs
     workload     what has to be done
     gating       how popular the experts are
+    beside       another gating that the run is compared with
     network      how finely links are simulated
     trace        how much is written down
     faults       what goes wrong, one table each
@@ -38,6 +39,7 @@ class Scenario(Value):
     deployment: Deployment
     workload: Workload
     gating: Gating = Gating()
+    beside: Beside | None = None
     network: Network = Network()
     trace: TraceLevel = TraceLevel()
     faults: tuple[Fault, ...] = ()

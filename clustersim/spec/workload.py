@@ -132,6 +132,17 @@ class Gating(Value):
         return tuple(value) if isinstance(value, list) else value
 
 
+class Beside(Value):
+    """The same scenario under another gating, run with the same random numbers and set beside the result.
+
+    label   what it is, in a few words
+    gating  in place of the scenario's
+    """
+
+    label: str = Field(min_length=1, max_length=40)
+    gating: Gating
+
+
 class Network(Value):
     """How finely links are simulated, and what flows do when a link is down.
 

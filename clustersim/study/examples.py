@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clustersim.study.run import find, load, run_scenario
+from clustersim.study.run import find, load, run_scenario, with_beside
 from clustersim.trace.plain import json_text, read_json
 from clustersim.units import show
 
@@ -74,7 +74,7 @@ def differences(folder: Path, names: Sequence[str] = tuple(EXAMPLES)) -> list[st
 
 def small_summary(name: str) -> dict[str, Any]:
     """The summary of an example without its lists per GPU and link."""
-    summary = run_scenario(load(find(f"workloads/{name}.toml"))).summary
+    summary = with_beside(run_scenario(load(find(f"workloads/{name}.toml")))).summary
     return {key: value for key, value in summary.items() if key not in _LEFT_OUT}
 
 

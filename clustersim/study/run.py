@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from clustersim.plan.layout import Layout, lay_out
 from clustersim.plan.memory import does_not_fit, slots_of
 from clustersim.spec.reading import gpu_of, read_scenario
 from clustersim.spec.scenario import Scenario
+from clustersim.spec.workload import TraceLevel
 from clustersim.spec.writing import scenario_hash, to_toml, toml_value
 from clustersim.trace.record import Trace
 from clustersim.trace.results import SCENARIO, check_place, newest, read_summary, write_result
@@ -164,12 +165,49 @@ def run_scenario(scenario: Scenario, shown: str = "", tell: Tell = lambda done, 
     return Result(scenario, summary, Tables(trace))
 
 
+#: What is set beside: number → where it stands in a summary.
+_BESIDE = {
+    "total_tokens_per_second": ("throughput", "total_tokens_per_second"),
+    "tpot": ("latency", "tpot", "mean"),
+    "ttft": ("latency", "ttft", "mean"),
+    "step": ("latency", "step", "mean"),
+    "imbalance": ("experts", "imbalance", "mean"),
+}
+
+
+def with_beside(result: Result, shown: str = "", tell: Tell = lambda done, all_: None) -> Result:
+    """The result with what the same scenario gives under the gating that it names for comparison.
+
+    Arguments as for `run_scenario`; a scenario that names none stays as it is.
+    """
+    scenario = result.scenario
+    if scenario.beside is None:
+        return result
+    changes = {"gating": scenario.beside.gating, "beside": None, "trace": TraceLevel(level="sums")}
+    other = run_scenario(scenario.model_copy(update=changes), shown, tell).summary
+    here, there = ({key: _at(s, path) for key, path in _BESIDE.items()} for s in (result.summary, other))
+    ratio = {
+        key: ours / theirs if ours is not None and theirs else None
+        for (key, ours), theirs in zip(here.items(), there.values(), strict=True)
+    }
+    beside = {"label": scenario.beside.label, "found": there, "ratio": ratio}
+    return replace(result, summary={**result.summary, "beside": beside})
+
+
+def _at(summary: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    value: Any = summary
+    for key in path:
+        value = None if value is None else value[key]
+    return None if value is None else float(value)
+
+
 def run(
     path: str | Path | Scenario,
     overrides: str | Sequence[str] | Mapping[str, object] = (),
     *,
     seed: int | None = None,
     out: str | Path | None = None,
+    alone: bool = False,
     tell: Tell = lambda done, all_: None,
 ) -> Result:
     """Runs a scenario: a file, or what `load` made of one.
@@ -177,6 +215,7 @@ def run(
     overrides  of a file: one or several "key.path=value" texts, or a mapping of key paths to values
     seed       replaces the scenario's seed
     out        result folder to write; by default nothing is written
+    alone      leave out what the scenario is to be compared with
     Returns    Result with .summary and .trace
     Raises     ScenarioError with all mistakes of the input; ResultError where `out` cannot be written
     """
@@ -191,6 +230,8 @@ def run(
     else:
         scenario = load(path, overrides, seed)
     result = run_scenario(scenario, str(path), tell)
+    if not alone:
+        result = with_beside(result, str(path), tell)
     if out is not None:
         result.save(out)
     return result

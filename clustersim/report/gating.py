@@ -1,0 +1,84 @@
+"""What people read about gating: measured loads beside fitted ones, and what a scenario's look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from clustersim.report.page import put_line, put_section, said_share
+
+_BARS = "▁▂▃▄▅▆▇█"
+#: Layers of a scenario that are shown; all of them are in the JSON.
+_SHOWN = 12
+
+
+def show_fits(found: Mapping[str, Any], console: Console) -> None:
+    """Prints `study.gating_fit.summary`: every layer, measured beside fitted."""
+    for one in found["measurements"]:
+        k = f"top-{one['top_k']} of " if one["top_k"] else ""
+        put_line(console, f"{one['name']}  {k}{one['experts']} experts", "bold")
+        rows = [
+            [
+                f"layer {row['layer']}",
+                f"{row['measured']['gini']:.3f}",
+                f"{row['fitted']['gini']:.3f}",
+                f"{row['measured']['max_over_mean']:.2f}",
+                f"{row['fitted']['max_over_mean']:.2f}",
+                said_share(row["misplaced"]),
+                f"{sparkline(row['measured']['rank_curve'])} {sparkline(row['fitted']['rank_curve'])}",
+                "" if row["kept"] else "!",
+            ]
+            for row in one["layers"]
+        ]
+        columns = ("Gini", "fitted", "max/mean", "fitted", "misplaced", "by rank: measured, fitted", "")
+        put_section(console, "Load of the experts", columns, rows)
+        put_line(
+            console,
+            f"  worst: Gini off by {one['worst_gini_error']:.4f}, "
+            f"max/mean by {said_share(one['worst_max_over_mean_error'])}, "
+            f"{said_share(one['worst_misplaced'])} of the tokens at another rank of popularity",
+            "" if one["kept"] else "red",
+        )
+        put_line(console, "")
+
+
+def show_gating(found: Mapping[str, Any], console: Console) -> None:
+    """Prints `study.gating_fit.look`."""
+    of = f"top-{found['top_k']} of {found['experts']}"
+    head = f"{found['name']}  skew {found['skew']}, {found['motion']}, {of}"
+    put_line(console, head, "bold")
+    layers = found["layers"]
+    some = layers if len(layers) <= _SHOWN else layers[:: -(-len(layers) // _SHOWN)]
+    rows = [
+        [
+            f"layer {row['layer']}",
+            f"{row['gini']:.3f}",
+            f"{row['max_over_mean']:.2f}",
+            str(row["busiest_expert"]),
+            sparkline(row["rank_curve"]),
+        ]
+        for row in some
+    ]
+    columns = ("Gini", "max/mean", "busiest expert", "by rank")
+    put_section(console, "Expected load of the experts", columns, rows)
+    if len(some) < len(layers):
+        put_line(console, f"  {len(some)} of {len(layers)} layers; --json has them all")
+    if len(found["steps"]) > 1:
+        moved = [
+            [
+                f"step {row['step']:,}",
+                f"{row['gini']:.3f}",
+                f"{row['max_over_mean']:.2f}",
+                f"{row['rank_correlation']:.2f}",
+            ]
+            for row in found["steps"]
+        ]
+        put_section(console, "How it moves", ("Gini", "max/mean", "rank correlation with step 0"), moved)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Bars as high as the values, the largest full."""
+    most = max([*values, 1e-300])
+    return "".join(_BARS[min(int(value / most * len(_BARS)), len(_BARS) - 1)] for value in values)
