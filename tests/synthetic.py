@@ -208,4 +208,8 @@ def _experts(recorder: Recorder) -> None:
         done=[2.5, 1.3, 6.0, 7.0],
         length=[3, 1, 0, 4],
         wait=[1.5, 0.1, 0.0, 4.0],
+        wait_p50=[0.5, 0.1, NAN, 1.0],
+        wait_p99=[0.5, 0.1, NAN, 1.0],
+        wait_max=[1.0, 0.1, NAN, 2.0],
     )
+    recorder.rows("token_waits", phase="decode", wait=[0.1, 0.5, 1.0], tokens=[1, 3, 4])

@@ -159,6 +159,18 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "done": ("float64", "when it had served it, s"),
         "length": ("int64", "tokens in the queue when service began"),
         "wait": ("float64", "time in the queue summed over its tokens, token-seconds"),
+        "wait_p50": ("float64", "half of its tokens waited at most this, s; NaN if none came"),
+        "wait_p99": ("float64", "99 in 100 of its tokens waited at most this, s; NaN if none came"),
+        "wait_max": ("float64", "the longest that one of its tokens waited, s; NaN if none came"),
+    },
+    "token_waits": {
+        "phase": ("text", "prefill or decode"),
+        "wait": (
+            "float64",
+            "time tokens stood in an expert's queue, s; such that differ by less than 0.1 % "
+            "are one row with their mean",
+        ),
+        "tokens": ("int64", "tokens that waited so long, over all queues of the run"),
     },
     "memory": {
         "rank": ("int32", "rank"),
