@@ -121,6 +121,7 @@ def _ranks(recorder: Recorder) -> None:
         memory=100.0,
         flop=[200.0, 100.0],
         moved=[30.0, 10.0],
+        priced=[4.0, 3.0],
     )
     recorder.rows(
         "memory",
@@ -143,6 +144,7 @@ def _sums_and_links(recorder: Recorder) -> None:
         wait=[0.0, 0.0, 0.0, 2.0, 1.0],
         waited_for=[-1, -1, -1, 0, -1],
     )
+    recorder.rows("waits", operator="combine", phase="decode", layer=0, rank=0, seconds=2.0)
     recorder.rows(
         "exchanges",
         operator=["combine", "combine", "send"],

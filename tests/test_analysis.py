@@ -156,6 +156,7 @@ def test_gpu_shares_add_up_to_one(seed: int, ranks: int) -> None:
         memory=1.0,
         flop=0.0,
         moved=0.0,
+        priced=0.0,
     )
     time = rng.dirichlet(np.ones(2 * per_rank + 1), ranks)[:, :-1] * 3.0
     recorder.rows(

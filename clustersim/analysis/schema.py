@@ -70,6 +70,19 @@ SCHEMA: dict[str, str] = {
     "bounds.network": "as in the phases, mean over all steps, s",
     "bounds.bound_by": "the largest of the three",
     "mfu": "useful FLOP of all GPUs / what they could have done at peak rate in the window",
+    "cause.reasons[]": "why a rank is waited for, the weightiest reason first: hot expert, slow GPU, larger "
+    "shard or slow exchange; or slow link alone; `cause` is null where nothing costs 2 % of a step",
+    "cause.rank": "the rank that others wait for most; null of a link",
+    "cause.gpu": "its GPU",
+    "cause.link": "the slow link, or null",
+    "cause.layer": "layer in which the rank is waited for most, if an expert is a reason, else null",
+    "cause.expert": "the expert on the rank with most tokens there",
+    "cause.expert_load": "its tokens / mean of the expert copies of the layer",
+    "cause.rank_load": "tokens of all experts of the rank in the layer / mean of the ranks",
+    "cause.slowness": "how many times as long the rank's GPU takes for the same work as the median GPU",
+    "cause.wait": "how long each other GPU of its stage waits for the rank in a step, or how much longer the "
+    "link's bytes take in a step, s",
+    "cause.share": "that as a share of what a step costs",
     "experts.imbalance.mean": "largest / mean tokens over the EP ranks of one layer of one token batch; "
     "mean over those",
     "experts.imbalance.max": "the largest over those",

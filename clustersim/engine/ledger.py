@@ -66,11 +66,14 @@ class Ledger:
         self.operators = 0
         self.flop = np.zeros(ranks)
         self.moved = np.zeros(ranks)
+        self.priced = np.zeros(ranks)
         self._recorder = recorder
         self._level = level
         self._spans = 0
         self._last = {s: (np.full(ranks, -1), np.full(ranks, -np.inf)) for s in ("compute", "transfer")}
         self._sums: dict[Key, np.ndarray] = {}
+        #: (operator, phase, layer) → float64[R] s that others waited for each rank
+        self._waited_for: dict[tuple[str, str, int], np.ndarray] = {}
         self._waits: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}
         #: (operator, phase, kind, algorithm) → how often, bytes
         self._exchanges: dict[Key, tuple[int, float]] = {}
@@ -91,6 +94,7 @@ class Ledger:
             self._remember("compute", block.ranks, block.last_spans(), block.end[:, -1])
             if program.transfer is not None:
                 sent_from = self._transfers(batch, stage, program.transfer)
+            self.priced[block.ranks] += program.priced
             released = int(block.last_spans()[np.argmax(block.end[:, -1])])
         for op in batch.graph.operators:
             self.flop[batch.graph.ranks[op.stage]] += op.flop
@@ -161,6 +165,7 @@ class Ledger:
             self._add(key, block.ranks, block.end[:, p] - block.met[:, p], waited)
             if op.exchange is not None:
                 self._blame(key, block.ranks, waited, block.awaited[:, p])
+                self._awaited(block, p, op, waited)
             if op.queue is not None:
                 self._queues(block, p, op)
         if self._level != "sums":
@@ -171,6 +176,14 @@ class Ledger:
         sums[0, ranks] += 1
         sums[1, ranks] += busy
         sums[2, ranks] += wait
+
+    def _awaited(self, block: Block, p: int, op: Operator, waited: np.ndarray) -> None:
+        """Adds up how long was waited for whom."""
+        late = np.flatnonzero((waited > 0) & (block.awaited[:, p] >= 0))
+        if not len(late):
+            return
+        held = self._waited_for.setdefault((op.name, block.batch.phase, op.layer), np.zeros(len(self.flop)))
+        held += np.bincount(block.awaited[late, p], weights=waited[late], minlength=len(held))
 
     def _blame(self, key: Key, ranks: np.ndarray, waited: np.ndarray, culprit: np.ndarray) -> None:
         """Keeps how long each rank waited for whom."""
@@ -326,6 +339,12 @@ class Ledger:
                 count=count,
                 seconds=seconds,
                 outside=outside,
+            )
+        for name, phase, layer in sorted(self._waited_for):
+            waited = self._waited_for[name, phase, layer]
+            ranks = np.flatnonzero(waited)
+            self._recorder.rows(
+                "waits", operator=name, phase=phase, layer=layer, rank=ranks, seconds=waited[ranks]
             )
         for phase in sorted(self._token_waits):
             wait, tokens = self._token_waits[phase].rows()

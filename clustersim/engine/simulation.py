@@ -153,6 +153,7 @@ def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, ledger
         memory=gpu.memory,
         flop=ledger.flop,
         moved=ledger.moved,
+        priced=ledger.priced,
     )
     for fault in scenario.faults:
         place = _place(fault, scenario, layout)

@@ -27,6 +27,7 @@ class Program:
     seconds    per rank of the stage a list of P durations, None for an exchange
     transfer   index of the operator on the transfer stream, None in the last stage
     inbound    index of the transfer that feeds the stage, None in the first
+    priced     float64[N] s, all durations of a rank
     sections   position of the first operator of an expert section → what is served one by one in it
     """
 
@@ -35,6 +36,7 @@ class Program:
     seconds: list[list[float | None]]
     transfer: int | None
     inbound: int | None
+    priced: np.ndarray
     sections: dict[int, Section]
 
 
@@ -128,6 +130,7 @@ def _program(graph: StepGraph, stage: int, seconds: Mapping[int, np.ndarray]) ->
         seconds=[list(row) for row in zip(*columns, strict=True)],
         transfer=transfer[0] if transfer else None,
         inbound=before[0] if before else None,
+        priced=np.sum([seconds[i] for i in compute if i in seconds], axis=0),
         sections=_sections(operators),
     )
 

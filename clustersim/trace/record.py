@@ -97,6 +97,13 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "wait": ("float64", "time waiting for others before it could begin, s"),
         "waited_for": ("int32", "rank most waited for, -1 for none"),
     },
+    "waits": {
+        "operator": ("text", "exchange in which others waited"),
+        "phase": ("text", "prefill or decode"),
+        "layer": ("int32", "layer, -1 outside the layers"),
+        "rank": ("int32", "rank they waited for: the last to come"),
+        "seconds": ("float64", "how long, summed over those that waited, s"),
+    },
     "flows": {
         "token_batch": ("int32", "token batch it served"),
         "operator": ("text", "exchange it was part of"),
@@ -188,6 +195,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "memory": ("float64", "HBM bytes"),
         "flop": ("float64", "useful FLOP it did in this run"),
         "moved": ("float64", "HBM bytes it read and wrote in this run"),
+        "priced": ("float64", "what its compute operators would have taken as priced, without faults, s"),
     },
     "faults": {
         "kind": ("text", "slow_gpu, throttled_gpu, spread_gpus, slow_link, down_link or flapping_link"),
