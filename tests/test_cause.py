@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pytest import approx
-from scenarios import parallel, rail_tree, table, tiny, trace_of
+from scenarios import parallel, rail_tree, single_server, table, tiny, trace_of
 
 from clustersim.analysis.cause import EXCHANGE, EXPERT, GPU, SHARD, cause, cause_notes
 from clustersim.analysis.summary import summarize
@@ -99,6 +99,14 @@ def test_a_hot_expert_on_a_slow_gpu_tells_both() -> None:
     assert "expert 0 of layer" in said and "1.50 x as long" in said and "not overloaded" not in said
 
 
+def test_a_slow_gpu_is_not_said_to_be_spared_where_it_has_most_tokens() -> None:
+    # Attention over long contexts is most of a step, so that the tokens hardly count beside the slowness.
+    trace = run(gating=HOT, faults=slow("hottest", 3.0), workload={"prompt_tokens": 20_000})
+    found = cause(trace)
+    assert found is not None and found["reasons"] == [GPU] and found["rank_load"] > 2.0
+    assert "3.00 x as long" in note(trace) and "not overloaded" not in note(trace)
+
+
 def test_a_slow_gpu_that_nobody_waits_for_is_not_the_cause() -> None:
     # The hot rank takes longer than the slow one.
     found = cause(run(gating=HOT, faults=slow(5, 1.2)))
@@ -141,3 +149,14 @@ def test_the_cause_is_found_with_pipelines_and_with_sharers_of_an_expert() -> No
         slowed = cause(run(deployment=deployment, faults=slow(2, 3.0)))
         assert slowed is not None and (slowed["rank"], slowed["reasons"]) == (2, [GPU])
         assert EXCHANGE not in slowed["reasons"]
+
+
+def test_a_model_without_experts_and_a_single_gpu_have_causes_or_none() -> None:
+    dense = {"experts": 0, "top_k": 0, "ffn": 0, "dense_ffn": 512}
+    deployment = {"tensor_parallel": 8, "data_parallel": 1, "expert_parallel": 1}
+    sections = {"model": dense | {"heads": 8, "kv_heads": 8}, "deployment": deployment}
+    found = cause(run(**sections, faults=slow(3, 2.0)))
+    assert found is not None and (found["rank"], found["reasons"]) == (3, [GPU])
+    assert cause(run(**sections)) is None
+    alone = tiny(single_server(1), deployment=parallel(), faults=slow(0, 2.0))
+    assert cause(trace_of(alone)) is None

@@ -16,7 +16,7 @@ Cause = Mapping[str, Any]
 #: What costs less than this share of a step is no bottleneck.
 _WORTH_A_CAUSE = 0.02
 #: A reason that accounts for less than this share of what the rank takes longer is not told.
-_WORTH_A_REASON = 0.2
+_WORTH_A_REASON = 0.1
 #: A rank with less than this times the mean tokens has no hot expert, a GPU below this is not slow.
 _HOT, _SLOW = 1.1, 1.02
 #: Operators that are an expert's service, and exchanges in which its slowness shows.
@@ -32,11 +32,13 @@ def cause(trace: Trace) -> dict[str, Any] | None:
     word.
 
     Returns  reasons: of EXPERT, GPU, SHARD, EXCHANGE for a rank, the weightiest first; ["slow link"];
-             rank, gpu, link: which; layer, expert, expert_load, rank_load: the expert with most tokens on
-             the rank in the layer in which it is waited for most, and tokens of both / mean of all such;
-             slowness: how many times as long its operators take as those of the median GPU, for the same
-             work; wait: s that each other GPU of its stage waits for it in a step, or that a link's bytes
-             take longer in a step; share: of a step
+             rank, gpu, link: which
+             layer, expert, expert_load: the expert with most tokens on the rank in the layer in which it is
+             waited for most, and its tokens / mean of all copies, if it is a reason
+             rank_load: tokens of the rank in that layer / mean of all ranks
+             slowness: how many times as long its operators take as those of the median GPU, for the same work
+             wait: s that each other GPU of its stage waits for it in a step, or that a link's bytes take
+             longer in a step; share: of a step
     """
     steps, period = _steps(trace)
     if not period:
@@ -50,8 +52,11 @@ def cause(trace: Trace) -> dict[str, Any] | None:
         return None
     found = {**_NOTHING, "reasons": reasons, "rank": rank, "gpu": _gpu(trace, rank)}
     hot = _hottest(trace, rank) if EXPERT in reasons else {}
-    slowness = float(_slowness(trace)[rank])
-    return {**found, **hot, "slowness": slowness, "wait": wait, "share": wait / period}
+    about = {
+        "rank_load": _rank_load(trace, rank, _layer(trace, rank)),
+        "slowness": float(_slowness(trace)[rank]),
+    }
+    return {**found, **hot, **about, "wait": wait, "share": wait / period}
 
 
 _NOTHING: dict[str, Any] = dict.fromkeys(
@@ -68,7 +73,8 @@ def cause_notes(found: Cause | None) -> Iterator[str]:
         yield f"Link {found['link']} is the bottleneck: it is slow, and its bytes take {cost} longer for it."
         return
     why = " and ".join(_SAID[reason](found) for reason in found["reasons"])
-    alone = "; the rank is slow, not overloaded" if found["reasons"] == [GPU] else ""
+    even = found["reasons"] == [GPU] and found["rank_load"] < _HOT
+    alone = "; the rank is slow, not overloaded" if even else ""
     yield (
         f"Rank {found['rank']} ({found['gpu']}) is the bottleneck: {why}{alone}; "
         f"the others wait {cost} for it."
@@ -223,7 +229,6 @@ def _hottest(trace: Trace, rank: int) -> dict[str, Any]:
         "layer": layer,
         "expert": most,
         "expert_load": float(got[most]) * copies / float(tokens.sum()),
-        "rank_load": _rank_load(trace, rank, layer),
     }
 
 

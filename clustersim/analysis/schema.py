@@ -78,7 +78,8 @@ SCHEMA: dict[str, str] = {
     "cause.layer": "layer in which the rank is waited for most, if an expert is a reason, else null",
     "cause.expert": "the expert on the rank with most tokens there",
     "cause.expert_load": "its tokens / mean of the expert copies of the layer",
-    "cause.rank_load": "tokens of all experts of the rank in the layer / mean of the ranks",
+    "cause.rank_load": "tokens of all experts of the rank in the layer in which it is waited for most / mean "
+    "of the ranks; null of a link",
     "cause.slowness": "how many times as long the rank's GPU takes for the same work as the median GPU",
     "cause.wait": "how long each other GPU of its stage waits for the rank in a step, or how much longer the "
     "link's bytes take in a step, s",
