@@ -301,7 +301,15 @@ def price(
 
     Of a file, all rows and columns are kept and `seconds,origin` added. It may have any column form of the
     measured files, recognised by its columns, whatever it is called; measured columns need not be there, and
-    others do no harm. Mistakes name the line, and then nothing is written. At most 2,000,000 rows are priced.
+    others do no harm. Or it lists kernels of any kind: a column `kernel` with the name, and one for each
+    size, called as the flag; cells of sizes that a kernel does not have stay empty.
+
+    \b
+    kernel,gpu,dtype,m,n,k,batch,kv_len,heads,kv_heads
+    gemm,h100_sxm,fp8,16,4096,7168,,,,
+    attention_decode,b200,,,,,64,4096,32,8
+
+    Mistakes name the line, and then nothing is written. At most 2,000,000 rows are priced.
     """
     from clustersim.study.price import check_library, kernel_asked
 

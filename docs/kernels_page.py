@@ -47,6 +47,8 @@ A measurement is a CSV file with a `gpu` column and a `source` for every row.
    lists it, and `clustersim price` reads files of its form.
 
 To hold prices against rows of your own nothing has to be added: `clustersim price rows.csv --out priced.csv`.
+Rows of several kernels fit in one file with a column `kernel` and one for each size, called as the flags of
+[`clustersim price`](commands/price.md) are.
 """
 
 

@@ -20,7 +20,7 @@ from clustersim.physics.calibration import (
     coordinates,
     lay,
 )
-from clustersim.spec.gpus import gpu_named
+from clustersim.spec.gpus import gpu_named, siblings
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.kernel_tables import KernelTable, TableKey, fitted_parameters, kernel_table
 
@@ -196,22 +196,24 @@ def has_guess(kernel: Kernel, gpu: Gpu) -> bool:
 def _basis(
     kernels: tuple[str, str], gpu: str, relative: str | None, form: str, library: str
 ) -> TableKey | None:
-    """Of the format before its stand-ins, of the GPU before its relative, of the kernel itself before the one
-    it shares tables with, of the library before others."""
+    """Of the format before its stand-ins, of the library asked for before others, of the GPU before its
+    relative and before those that are alike, of the kernel itself before the one it shares tables with."""
+    names = [name for name in (gpu, relative, *siblings(gpu)) if name]
+    order = (library, *LIBRARIES)
+
+    def place(key: TableKey) -> tuple[bool, int, int, int]:
+        known = order.index(key.library) if key.library in order else len(order)
+        return key.library != library, names.index(key.gpu), kernels.index(key.kernel), known
+
     there = [
         key
         for key in fitted_parameters()
-        if key.kernel in kernels and (key.library == library or key.library not in ONLY_NAMED)
+        if key.kernel in kernels
+        and key.gpu in names
+        and (key.library == library or key.library not in ONLY_NAMED)
     ]
-    order = (library, *LIBRARIES)
-
-    def place(key: TableKey) -> tuple[int, int]:
-        known = order.index(key.library) if key.library in order else len(order)
-        return kernels.index(key.kernel), known
-
     for wanted in (form, *STAND_INS[form]):
-        for name in (gpu, relative):
-            fitting = [key for key in there if key.gpu == name and key.format == wanted]
-            if fitting:
-                return min(fitting, key=place)
+        fitting = [key for key in there if key.format == wanted]
+        if fitting:
+            return min(fitting, key=place)
     return None

@@ -363,9 +363,25 @@ _MODULE = (*_COLUMNS, "hidden", "q_rank", "weight_bytes")
 
 KERNELS = (
     Kernel(
-        "mla_prefill", _COLUMNS, PrefillParameters, prefill_seconds, prefill_least, mla_shape, prefill_size
+        "mla_prefill",
+        _COLUMNS,
+        PrefillParameters,
+        prefill_seconds,
+        prefill_least,
+        mla_shape,
+        prefill_size,
+        unmeasured=PrefillParameters(),
     ),
-    Kernel("mla_decode", _COLUMNS, DecodeParameters, decode_seconds, decode_least, mla_shape, decode_size),
+    Kernel(
+        "mla_decode",
+        _COLUMNS,
+        DecodeParameters,
+        decode_seconds,
+        decode_least,
+        mla_shape,
+        decode_size,
+        unmeasured=DecodeParameters(),
+    ),
     Kernel(
         "mla_prefill_module",
         _MODULE,
@@ -374,6 +390,7 @@ KERNELS = (
         prefill_module_least,
         mla_shape,
         prefill_size,
+        unmeasured=PrefillModuleParameters(),
     ),
     Kernel(
         "mla_decode_module",
@@ -383,5 +400,6 @@ KERNELS = (
         decode_module_least,
         mla_shape,
         decode_size,
+        unmeasured=DecodeModuleParameters(),
     ),
 )

@@ -23,5 +23,20 @@ def gpu_named(name: str) -> Gpu:
 
 
 @cache
+def siblings(name: str) -> tuple[str, ...]:
+    """GPUs of the catalogue that are of one architecture with this one, and have it, or its relative, for
+    their relative: what was measured of an A800 holds for an A100 as well."""
+    own = _gpus().get(name)
+    if own is None:
+        return ()
+    near = {name, own.relative} - {None}
+    return tuple(
+        other.name
+        for other in _gpus().values()
+        if other.name != name and other.relative in near and other.architecture == own.architecture
+    )
+
+
+@cache
 def _gpus() -> dict[str, Gpu]:
     return {name: entry for name, entry in read_catalogue("gpus").items() if isinstance(entry, Gpu)}

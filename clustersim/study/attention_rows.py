@@ -12,30 +12,27 @@ from clustersim.spec.kernel_tables import TableKey
 from clustersim.spec.model import FORMAT_BYTES
 from clustersim.study.kernel_rows import (
     Rows,
-    column,
+    divides,
     doubts,
-    entries,
+    enough,
     formats,
     gpus,
+    kept_formats,
     libraries,
+    line_of,
     lines_of,
+    phases,
     seconds,
+    shares,
     taken,
     whole,
 )
+from clustersim.study.layer_profiles import model_widths, rows_of_kind
 from clustersim.study.least_squares import Parameter
 from clustersim.study.measured import Table
 
 #: What attention is called in rtxpro6000_vllm_kernels, column `kind`.
 _MIXED = "attention_mixed_batch"
-
-#: Query heads, KV heads and head dimension of the models of rtxpro6000_vllm_kernels, before tensor
-#: parallelism. Source: their config.json on Hugging Face.
-_MODELS = {
-    "Qwen3-30B-A3B": (32.0, 4.0, 128.0),
-    "Qwen3-32B": (64.0, 8.0, 128.0),
-    "Llama-3.1-8B": (32.0, 8.0, 128.0),
-}
 
 
 def prompts(table: Table, file: str = "attn_prefill") -> list[Rows]:
@@ -45,10 +42,15 @@ def prompts(table: Table, file: str = "attn_prefill") -> list[Rows]:
 
 
 def chunks(table: Table, file: str = "frontier_h800_attention_chunked") -> list[Rows]:
-    """Chunks of prompts after earlier ones: columns batch_size, new_tokens, prior_kv_tokens."""
+    """Chunks of prompts after earlier ones: columns batch_size, new_tokens, prior_kv_tokens; by `phase`, if
+    there is such a column, new tokens of sequences instead."""
     batch, new = whole(table, "batch_size"), whole(table, "new_tokens")
     prior = whole(table, "prior_kv_tokens", least=0)
-    return [_rows(file, "attention_prefill", table, _chunks(batch, new, prior), "flashinfer")]
+    rows = _rows(file, "attention_prefill", table, _chunks(batch, new, prior), "flashinfer")
+    decode = phases(table) == "decode" if "phase" in table else np.zeros(len(batch), dtype=bool)
+    enough(np.where(decode, new, 1.0), "new_tokens", np.ones(len(batch)))
+    parts = [taken(rows, ~decode), taken(replace(rows, kernel="attention_decode"), decode)]
+    return [part for part in parts if len(part)]
 
 
 def new_tokens(table: Table, file: str = "attn_decode") -> list[Rows]:
@@ -56,15 +58,16 @@ def new_tokens(table: Table, file: str = "attn_decode") -> list[Rows]:
     batch = whole(table, "batch_size")
     columns = _chunks(batch, np.ones(len(batch)), whole(table, "kv_len") - 1.0)
     # InferSim's README does not name its kernel. No time of its table is below some 26 us, since launches
-    # are inside the timer: a library of its own keeps that out of all other prices.
-    return [_rows(file, "attention_decode", table, columns, "infersim")]
+    # are inside the timer: a library of its own keeps that out of all other prices. Its files can be told by
+    # what they call the format of the cache.
+    return [_rows(file, "attention_decode", table, columns, "infersim" if "kv_dtype" in table else "")]
 
 
 def mixed(table: Table, file: str = "rtxpro6000_vllm_kernels") -> list[Rows]:
     """Chunk of a prompt and new tokens of other sequences in one call: columns model, tp, prefill_chunk,
     kv_prefill, n_decode, kv_decode; where only one of them is there, a prefill or decode like any other.
     """
-    here = np.flatnonzero(column(table, "kind") == _MIXED)
+    here = rows_of_kind(table, _MIXED)
     if not len(here):
         return []
     new, prior, others, length = (
@@ -72,13 +75,14 @@ def mixed(table: Table, file: str = "rtxpro6000_vllm_kernels") -> list[Rows]:
     )
     decode = {"decode_sequences": others, "decode_context": others * length}
     batch = {**_chunks(np.minimum(new, 1.0), new, prior), **decode}
-    tp = whole(table, "tp", here)
-    heads, kv_heads, head_dim = np.array(entries(table, "model", _MODELS, "model", here), dtype=float).T
+    model, tp = model_widths(table, here), whole(table, "tp", here)
+    divides(tp, "tp", model["heads"], "attention heads", here)
+    shares(tp, "tp", model["kv_heads"], "KV heads", here)
     columns = {
         **batch,
-        "heads": heads / tp,
-        "kv_heads": np.maximum(kv_heads / tp, 1.0),
-        "head_dim": head_dim,
+        "heads": model["heads"] / tp,
+        "kv_heads": np.maximum(model["kv_heads"] / tp, 1.0),
+        "head_dim": model["head_dim"],
         "kv_bytes": np.full(len(here), 2.0),
     }
     rows = Rows(
@@ -94,7 +98,9 @@ def mixed(table: Table, file: str = "rtxpro6000_vllm_kernels") -> list[Rows]:
     )
     idle = (new == 0) & (others == 0)
     if idle.any():
-        raise ClustersimError(f"line {here[np.argmax(idle)] + 2}: prefill_chunk and n_decode are both 0")
+        raise ClustersimError(
+            f"line {line_of(int(np.argmax(idle)), here)}: prefill_chunk and n_decode are both 0"
+        )
     ones = {**columns, **_chunks(others, np.ones(len(here)), np.maximum(length, 1.0) - 1.0)}
     parts = [
         taken(rows, (new > 0) & (others > 0)),
@@ -124,9 +130,10 @@ def _rows(file: str, kernel: str, table: Table, columns: Mapping[str, np.ndarray
     unnamed  library of rows for which the file does not state one
     """
     heads, kv_heads = whole(table, "num_heads"), whole(table, "num_kv_heads")
-    form = formats(table, "attn_dtype" if "attn_dtype" in table else "dtype")
-    kv = next((name for name in ("kv_cache_dtype", "kv_dtype") if name in table), None)
-    kv_form = form if kv is None else formats(table, kv)
+    divides(kv_heads, "num_kv_heads", heads, "num_heads")
+    called = "attn_dtype" if "kv_cache_dtype" in table else "dtype"
+    form = formats(table, next((name for name in ("attn_dtype", "dtype") if name in table), called))
+    kv_form = kept_formats(table, ("kv_cache_dtype", "kv_dtype"), form)
     named = libraries(table)
     return Rows(
         file=file,

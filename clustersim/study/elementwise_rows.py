@@ -25,6 +25,7 @@ _COARSE = "no longer than the timer's step of 1 us"
 
 #: Half the heads of Qwen3-32B, on the profile's rank, are as many as Qwen3-30B-A3B has; yet their norms take
 #: twice as long. Which of the two is right the profile does not say.
+_QWEN3_32B = 5120.0
 _WHOLE_HEADS = "twice the time of the same heads of Qwen3-30B-A3B"
 
 
@@ -49,7 +50,7 @@ def _left_out(profile: Profile, layer: str) -> np.ndarray:
     rules = (
         (layer == "embedding") & (tokens > 1) & (tokens <= _WALKED_ROWS),
         (profile.library == "vidur") & (profile.measured <= _TIMER),
-        (layer == "norm_of_heads") & (hidden == layer_profiles.MODELS["Qwen3-32B"]["hidden"]),
+        (layer == "norm_of_heads") & (hidden == _QWEN3_32B),
     )
     reasons = np.select(rules, [_WALKED, _COARSE, _WHOLE_HEADS], default="")
     return np.where(profile.doubt != "", profile.doubt, reasons)

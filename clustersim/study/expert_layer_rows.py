@@ -6,7 +6,8 @@ The files name a load pattern; study.expert_loads says how many tokens each expe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from clustersim.errors import ClustersimError
 from clustersim.spec.kernel_tables import TableKey
 from clustersim.study.expert_loads import (
+    LEVELLED,
     LOADS,
     arriving,
     block_counts,
@@ -25,14 +27,20 @@ from clustersim.study.expert_loads import (
 from clustersim.study.kernel_rows import (
     Rows,
     column,
+    divides,
+    enough,
+    experts,
     formats,
     gpus,
     libraries,
+    line_of,
     lines_of,
+    phases,
     positive,
     seconds,
     whole,
 )
+from clustersim.study.layer_profiles import model_widths, rows_of_kind
 from clustersim.study.least_squares import Parameter
 from clustersim.study.measured import Table
 
@@ -42,23 +50,26 @@ _SPIKE = 2.0
 #: share of the rows is such.
 _WRONG_WAY = 1.25
 _OFTEN = 0.2
+#: Loads that are kept for rows to come.
+_KEPT = 4096
+#: Tokens of a rank at most whose choice of experts is drawn at random.
+_MOST_DRAWN = 2**22
 #: Tokens below which the launches of eager mode are most of a time.
 _EAGER = 256
-#: The layer that rtxpro6000_vllm_kernels.csv names. Source: its Hugging Face config.json.
-_QWEN3_30B = {"hidden": 2048.0, "inter": 768.0, "experts": 128, "top_k": 8.0}
 
 
 def fused_layers(table: Table, file: str) -> list[Rows]:
     """moe_kernels.csv: fused layers of three libraries; the rank sees all tokens of its group."""
-    tokens, experts = whole(table, "num_tokens_global"), whole(table, "num_experts")
+    tokens, of_all = whole(table, "num_tokens_global"), experts(table, "num_experts")
     ep, tp, top_k = whole(table, "moe_ep"), whole(table, "moe_tp"), whole(table, "topk")
-    _divides(experts, ep, "num_experts", "moe_ep")
-    _enough(experts, top_k, "topk")
-    _divides(whole(table, "inter_size"), tp, "inter_size", "moe_tp")
-    loads = [_pattern(*key) for key in _tuples(tokens, top_k, experts, ep, _distributions(table))]
+    divides(ep, "moe_ep", of_all, "num_experts")
+    enough(top_k, "topk", of_all)
+    hidden, inter = whole(table, "hidden_size"), whole(table, "inter_size")
+    divides(tp, "moe_tp", inter, "inter_size")
+    loads = [_pattern(*key) for key in _tuples(tokens, top_k, of_all, ep, _distributions(table))]
     measured, patterns = seconds(table), _distributions(table)
-    same = [libraries(table), formats(table), experts, tp, top_k, patterns, gpus(table)]
-    same += [positive(table, "hidden_size"), positive(table, "inter_size")]
+    same = [libraries(table), formats(table), of_all, tp, top_k, patterns, gpus(table)]
+    same += [hidden, inter]
     spike = _slower(tokens, [*same, ep], measured, _SPIKE)
     layer = [column for column in same if column is not patterns]
     odd = _often(_slower(1.0 / ep, [*same, tokens], measured, _WRONG_WAY), [*layer, ep])
@@ -73,11 +84,11 @@ def fused_layers(table: Table, file: str) -> list[Rows]:
             formats(table),
             _columns(
                 loads,
-                positive(table, "hidden_size"),
-                positive(table, "inter_size") / tp,
+                hidden,
+                inter / tp,
                 top_k,
                 tokens,
-                tokens * top_k / experts,
+                tokens * top_k / of_all,
             ),
             measured,
             lines_of(table),
@@ -88,14 +99,14 @@ def fused_layers(table: Table, file: str) -> list[Rows]:
 
 def wide_layers(table: Table, file: str) -> list[Rows]:
     """wideep_moe_sglang.csv: DeepGEMM with masked rows (decode) and contiguous blocks of rows (prefill)."""
-    tokens, experts = whole(table, "num_tokens_global"), whole(table, "num_experts")
-    ep, top_k = whole(table, "ep"), whole(table, "topk")
-    _divides(experts, ep, "num_experts", "ep")
-    _enough(experts, top_k, "topk")
-    prefill = np.array([str(phase) == "context" for phase in column(table, "phase").tolist()])
+    of_all, ep, top_k = experts(table, "num_experts"), whole(table, "ep"), whole(table, "topk")
+    tokens = _tokens(table, ep, "tokens_per_rank")
+    divides(ep, "ep", of_all, "num_experts")
+    enough(top_k, "topk", of_all)
+    prefill = phases(table) == "prefill"
     patterns = _distributions(table)
     loads = []
-    for n, k, e, ranks, pattern, blocks in _tuples(tokens, top_k, experts, ep, patterns, prefill):
+    for n, k, e, ranks, pattern, blocks in _tuples(tokens, top_k, of_all, ep, patterns, prefill):
         even = pattern in ("uniform", "balanced")
         cut = blocks and even
         loads.append(block_counts(n * k / ranks, int(e // ranks)) if cut else _front(n, k, e, ranks, pattern))
@@ -104,35 +115,39 @@ def wide_layers(table: Table, file: str) -> list[Rows]:
     library = np.where(prefill, "deepgemm_contiguous", "deepgemm_masked")
     columns = _columns(
         loads,
-        positive(table, "hidden_size"),
-        positive(table, "inter_size"),
+        whole(table, "hidden_size"),
+        whole(table, "inter_size"),
         top_k,
         seen,
-        tokens * top_k / experts,
+        tokens * top_k / of_all,
     )
     return [_rows(table, file, "experts", library, columns)]
 
 
 def skewed_layers(table: Table, file: str) -> list[Rows]:
     """wideep_moe_skew_trtllm_h100.csv: the hottest rank, with the tokens that were counted there."""
-    tokens, experts = whole(table, "num_tokens_global"), whole(table, "num_experts")
-    ep, top_k = whole(table, "ep"), whole(table, "topk")
-    slots = whole(table, "num_slots") if "num_slots" in table else experts
-    _divides(slots, ep, "num_slots", "ep")
-    _enough(slots, experts, "num_experts")
-    _enough(experts, top_k, "topk")
+    of_all, ep, top_k = experts(table, "num_experts"), whole(table, "ep"), whole(table, "topk")
+    tokens = _tokens(table, ep, "tokens_per_dp_rank")
+    slots = experts(table, "num_slots") if "num_slots" in table else of_all
+    divides(ep, "ep", slots, "num_slots")
+    enough(of_all, "num_experts", slots)
+    enough(top_k, "topk", of_all)
     patterns = _distributions(table)
-    loads = [_front(*key) for key in _tuples(tokens, top_k, experts, ep, patterns, slots)]
+    # Only levelling makes copies of experts; without it each stands where it always did.
+    copied = np.char.endswith(patterns, LEVELLED)
+    divides(np.where(copied, 1.0, ep), "ep", of_all, "num_experts")
+    loads = [_front(*key) for key in _tuples(tokens, top_k, of_all, ep, patterns, slots)]
     counted = "tokens_arriving_at_hot_rank"
     if counted in table:
-        came = np.minimum(positive(table, counted), tokens)
+        came = positive(table, counted)
+        enough(came, counted, tokens)
         loads = [scaled_to_arrivals(*one) for one in zip(loads, tokens.tolist(), came.tolist(), strict=True)]
     else:
         came = np.array([arriving(load, n) for load, n in zip(loads, tokens.tolist(), strict=True)])
     columns = _columns(
         loads,
-        positive(table, "hidden_size"),
-        positive(table, "inter_size"),
+        whole(table, "hidden_size"),
+        whole(table, "inter_size"),
         top_k,
         came,
         tokens * top_k / slots,
@@ -142,12 +157,12 @@ def skewed_layers(table: Table, file: str) -> list[Rows]:
 
 def single_products(table: Table, file: str) -> list[Rows]:
     """infersim_h800_grouped_gemm.csv: both grouped products by themselves, every expert equally loaded."""
-    held, each = whole(table, "num_local_experts"), positive(table, "tokens_per_expert")
+    held, top_k, tokens = _local(table), whole(table, "topk"), positive(table, "tokens_per_gpu")
+    each = positive(table, "tokens_per_expert") if "tokens_per_expert" in table else tokens * top_k / held
     loads = [np.full(int(g), t) for g, t in zip(held.tolist(), each.tolist(), strict=True)]
-    top_k, tokens = whole(table, "topk"), positive(table, "tokens_per_gpu")
-    hidden, inter = positive(table, "hidden_size"), positive(table, "intermediate_size")
+    hidden, inter = whole(table, "hidden_size"), whole(table, "intermediate_size")
     columns = _columns(loads, hidden, inter, top_k, tokens)
-    decode = np.array([str(phase) == "decode" for phase in column(table, "phase").tolist()])
+    decode = phases(table) == "decode"
     library = np.where(decode, "deepgemm_masked", "deepgemm_contiguous")
     few = "half the time of two tokens per expert: half of the experts can have been read"
     doubt = np.where(decode & (each == 1), few, "")
@@ -169,34 +184,40 @@ def single_products(table: Table, file: str) -> list[Rows]:
 
 def eager_layers(table: Table, file: str) -> list[Rows]:
     """frontier_a800_moe.csv: vLLM's fused layer, tokens sent to experts at random."""
-    tokens, held = whole(table, "num_tokens_on_this_rank"), whole(table, "local_experts")
-    top_k, tp = whole(table, "topk"), whole(table, "moe_tp")
-    loads = [random_counts(*key) for key in _tuples(tokens, top_k, held)]
-    columns = _columns(
-        loads, positive(table, "hidden_size"), positive(table, "inter_size") / tp, top_k, tokens
+    tokens = whole(table, "num_tokens_on_this_rank", most=_MOST_DRAWN)
+    held, top_k, tp = (
+        _local(table, "local_experts", "moe_ep"),
+        whole(table, "topk"),
+        whole(table, "moe_tp"),
     )
+    ep = whole(table, "moe_ep") if "moe_ep" in table else np.ones(len(held))
+    enough(top_k, "topk", held * ep)
+    inter = whole(table, "inter_size")
+    divides(tp, "moe_tp", inter, "inter_size")
+    loads = [random_counts(*key) for key in _tuples(tokens, top_k, held, ep)]
+    columns = _columns(loads, whole(table, "hidden_size"), inter / tp, top_k, tokens)
     context = column(table, "context") if "context" in table else np.full(len(tokens), "")
     eager = (context == "standalone_legacy") & (tokens < _EAGER)
     doubt = np.where(eager, "about 0.2 ms of eager launches are in it", "")
     rows = _rows(table, file, "experts", np.full(len(tokens), "vllm"), columns, "grouped_gemm_us")
-    return [_with_doubts(rows, doubt)]
+    return [replace(rows, left_out=doubt)]
 
 
 def forced_layers(table: Table, file: str) -> list[Rows]:
     """rtxpro6000_vllm_kernels.csv, its fused layers: tokens spread evenly over a given number of experts."""
-    kind = np.array([str(text) for text in column(table, "kind").tolist()])
-    at = np.flatnonzero(kind == "fused_moe_forced_routing")
+    at = rows_of_kind(table, "fused_moe_forced_routing")
     if not len(at):
         return []
     tokens, used = whole(table, "tokens", at), whole(table, "activated_experts", at)
-    q, experts = _QWEN3_30B, int(_QWEN3_30B["experts"])
+    model, tp = model_widths(table, at), whole(table, "tp", at)
+    enough(used, "activated_experts", model["experts"], at)
+    enough(model["top_k"], "a token's experts", used, at)
+    divides(tp, "tp", model["expert_inter"], "width of an expert", at)
     loads = [
-        np.pad(np.full(int(a), n * q["top_k"] / a), (0, experts - int(a)))
-        for n, a in zip(tokens.tolist(), used.tolist(), strict=True)
+        np.pad(np.full(int(a), n * k / a), (0, int(e - a)))
+        for n, k, e, a in _tuples(tokens, model["top_k"], model["experts"], used)
     ]
-    tp = whole(table, "tp", at)
-    ones = np.ones(len(at))
-    columns = _columns(loads, ones * q["hidden"], q["inter"] / tp, ones * q["top_k"], tokens)
+    columns = _columns(loads, model["hidden"], model["expert_inter"] / tp, model["top_k"], tokens)
     return [
         Rows(
             file,
@@ -225,20 +246,6 @@ def _rows(
     return Rows(file, kernel, gpu, library, form, columns, seconds(table, time), at, nothing)
 
 
-def _with_doubts(rows: Rows, doubt: np.ndarray) -> Rows:
-    return Rows(
-        rows.file,
-        rows.kernel,
-        rows.gpu,
-        rows.library,
-        rows.format,
-        rows.columns,
-        rows.measured,
-        rows.row,
-        doubt,
-    )
-
-
 def _columns(
     loads: Sequence[np.ndarray],
     hidden: np.ndarray,
@@ -265,11 +272,38 @@ def _columns(
     }
 
 
+def _tokens(table: Table, ep: np.ndarray, per_rank: str) -> np.ndarray:
+    """float64[N] tokens of the whole group, by those of each rank where the file does not state them."""
+    if "num_tokens_global" in table or per_rank not in table:
+        return whole(table, "num_tokens_global")
+    return np.asarray(whole(table, per_rank) * ep)
+
+
+def _local(table: Table, name: str = "num_local_experts", of: str = "ep") -> np.ndarray:
+    """float64[N] experts of a rank, by those of all and the ranks where the file does not state them."""
+    if not {"num_experts", of} <= set(table):
+        return experts(table, name)
+    of_all, ep = experts(table, "num_experts"), whole(table, of)
+    divides(ep, of, of_all, "num_experts")
+    held: np.ndarray = of_all / ep
+    if name in table:
+        stated = experts(table, name)
+        wrong = stated != held
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise ClustersimError(
+                f"line {line_of(row, None)}: {name} = {stated[row]:.0f} is not "
+                f"num_experts / {of} = {held[row]:.0f}"
+            )
+    return held
+
+
 def _distributions(table: Table) -> np.ndarray:
     """str[N] load patterns; balanced in a file that names none."""
     if "distribution" not in table:
         return np.full(len(lines_of(table)), "balanced")
-    patterns = np.array([str(text) for text in column(table, "distribution").tolist()], dtype=str)
+    texts = [str(text).strip().lower() for text in column(table, "distribution").tolist()]
+    patterns = np.array(texts, dtype=str)
     for pattern in np.unique(patterns).tolist():
         if not known_load(pattern):
             line = int(np.argmax(patterns == pattern)) + 2
@@ -283,34 +317,16 @@ def _tuples(*columns: np.ndarray) -> list[tuple[Any, ...]]:
     return list(zip(*(c.tolist() for c in columns), strict=True))
 
 
-@cache
+@lru_cache(_KEPT)
 def _pattern(tokens: float, top_k: float, experts: float, ep: float, pattern: str) -> np.ndarray:
     return hot_rank_counts(int(tokens), int(top_k), int(experts), int(ep), pattern)
 
 
-@cache
+@lru_cache(_KEPT)
 def _front(
     tokens: float, top_k: float, experts: float, ep: float, pattern: str, slots: float = 0
 ) -> np.ndarray:
     return hot_rank_counts(int(tokens), int(top_k), int(experts), int(ep), pattern, int(slots), front=True)
-
-
-def _divides(whole_: np.ndarray, parts: np.ndarray, name: str, by: str) -> None:
-    wrong = whole_ % parts != 0
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise ClustersimError(
-            f"line {row + 2}: {by} = {parts[row]:.0f} does not divide {name} = {whole_[row]:.0f}"
-        )
-
-
-def _enough(most: np.ndarray, asked: np.ndarray, name: str) -> None:
-    wrong = asked > most
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise ClustersimError(
-            f"line {row + 2}: {name} = {asked[row]:.0f} is more than the {most[row]:.0f} there are"
-        )
 
 
 def _slower(size: np.ndarray, same: Sequence[np.ndarray], measured: np.ndarray, factor: float) -> np.ndarray:

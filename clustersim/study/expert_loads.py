@@ -33,7 +33,9 @@ BLOCK = 128
 #: A draw is taken to lie no further from the mean of draws than by this factor.
 _FAR = 2.0
 
-_POWER_LAW = re.compile(r"power_?law_a?(?P<alpha>[0-9]+(\.[0-9]+)?)(?P<levelled>_eplb)?$")
+#: How the name of a pattern ends whose busiest experts are copied.
+LEVELLED = "_eplb"
+_POWER_LAW = re.compile(rf"power_?law_a?(?P<alpha>[0-9]+(\.[0-9]+)?)(?P<levelled>{LEVELLED})?$")
 _EVEN = ("balanced", "uniform")
 #: The load patterns there are, for messages.
 LOADS = "balanced, uniform, powerlaw_a<exponent>, power_law_<exponent>, power_law_<exponent>_eplb"
@@ -128,9 +130,16 @@ def scaled_to_arrivals(counts: np.ndarray, tokens: float, arrived: float) -> np.
     return np.minimum(counts * high, tokens)
 
 
-def random_counts(tokens: int, top_k: int, experts: int) -> np.ndarray:
-    """float64[experts], largest first: the mean order of counts when tokens choose experts at random."""
-    shares = (_uniform(int(experts)), top_k / experts, int(tokens))
+def random_counts(tokens: int, top_k: int, held: int, ep: int = 1) -> np.ndarray:
+    """float64[held], largest first: the mean order of counts when tokens choose experts at random.
+
+    tokens  of each rank
+    held    experts of each rank
+    ep      ranks whose tokens come to it
+    """
+    if top_k >= held * ep:
+        return np.full(int(held), float(tokens * ep))
+    shares = (_uniform(int(held)), top_k / (held * ep), int(tokens * ep))
     counts = -np.sort(-_binomial(*shares), axis=1).mean(axis=0)
     return np.asarray(counts * (tokens * top_k / counts.sum()))
 

@@ -32,8 +32,9 @@ def headers() -> dict[str, tuple[str, ...]]:
 
 
 def known_columns() -> frozenset[str]:
-    """Every column of any form but those that only tell a source."""
-    return frozenset(name for header in headers().values() for name in header) - {"source", "note", "trust"}
+    """Every column of any form but those that only tell a source, in small letters."""
+    names = {name.casefold() for header in headers().values() for name in header}
+    return frozenset(names - {"source", "note", "trust"})
 
 
 def asked(form: str) -> tuple[str, ...]:

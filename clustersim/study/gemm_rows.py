@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def of_layers(profile: Profile) -> list[Rows]:
         return []
     rows = rows_of_layers(profile, "gemm", any_here, {"m": m, "n": n, "k": k})
     reasons = np.select([_from_l2(rows), _throttled(rows)], [_FROM_L2, _THROTTLED], default=rows.left_out)
-    return [Rows(**{**{name: getattr(rows, name) for name in Rows.__slots__}, "left_out": reasons})]
+    return [replace(rows, left_out=reasons)]
 
 
 def _from_l2(rows: Rows) -> np.ndarray:

@@ -8,52 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
 
+from clustersim.errors import ClustersimError
+from clustersim.spec.model import Model
+from clustersim.spec.reading import read_catalogue
+from clustersim.spec.references import catalogue_name, not_in_catalogue
 from clustersim.study.kernel_rows import (
     Rows,
+    column,
+    divides,
     doubts,
     entries,
     formats,
     gpus,
+    line_of,
     lines_of,
     seconds,
+    shares,
     whole,
 )
 from clustersim.study.measured import Table
 
 #: Name → float64[M]: hidden, inter, heads, kv_heads, head_dim, vocab of the whole model, and tp, tokens.
 Widths: TypeAlias = Mapping[str, np.ndarray]
-
-#: Widths of the models that a profile only names. Source: config.json of each on Hugging Face.
-MODELS = {
-    "Llama-3.1-8B": {
-        "hidden": 4096.0,
-        "inter": 14336.0,
-        "heads": 32.0,
-        "kv_heads": 8.0,
-        "head_dim": 128.0,
-        "vocab": 128256.0,
-    },
-    "Qwen3-32B": {
-        "hidden": 5120.0,
-        "inter": 25600.0,
-        "heads": 64.0,
-        "kv_heads": 8.0,
-        "head_dim": 128.0,
-        "vocab": 151936.0,
-    },
-    "Qwen3-30B-A3B": {
-        "hidden": 2048.0,
-        "inter": 768.0,
-        "heads": 32.0,
-        "kv_heads": 4.0,
-        "head_dim": 128.0,
-        "vocab": 151936.0,
-    },
-}
 
 #: Layers that are a dense product: widths → (columns of the weights n, depth k) on one rank.
 PRODUCTS: dict[str, Callable[[Widths], tuple[np.ndarray, np.ndarray]]] = {
@@ -123,6 +104,20 @@ _VLLM_KINDS = {
 }
 
 
+#: Width → that of a model. `inter` is that of the network every token passes through, if there is one.
+_MODEL_WIDTHS: Mapping[str, Callable[[Model], float]] = {
+    "hidden": lambda model: model.hidden,
+    "inter": lambda model: model.dense_ffn or model.ffn,
+    "expert_inter": lambda model: model.ffn,
+    "heads": lambda model: model.heads,
+    "kv_heads": lambda model: model.kv_heads,
+    "head_dim": lambda model: model.head_dim,
+    "vocab": lambda model: model.vocab,
+    "experts": lambda model: model.experts,
+    "top_k": lambda model: model.top_k,
+}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Profile:
     """Timed layers of models, of whatever kind.
@@ -159,7 +154,6 @@ def _by_columns(table: Table, file: str, library: str, names: Mapping[str, str],
     widths = {
         name: whole(table, here)
         for name, here in (
-            ("tp", "tp"),
             ("tokens", "num_tokens"),
             ("hidden", "n_embd"),
             ("inter", inter),
@@ -167,9 +161,12 @@ def _by_columns(table: Table, file: str, library: str, names: Mapping[str, str],
             ("kv_heads", "n_kv_head"),
         )
     }
+    divides(widths["heads"], "n_head", widths["hidden"], "n_embd")
+    divides(widths["kv_heads"], "n_kv_head", widths["heads"], "n_head")
+    tp = _split(whole(table, "tp"), widths)
     number_format = np.full(len(lines_of(table)), "bf16")
     if "quant" in table:
-        first = np.array([str(text).partition(" ")[0] for text in table["quant"].tolist()])
+        first = np.array([str(text).strip().partition(" ")[0] for text in table["quant"].tolist()])
         number_format = formats({**table, "quant": first}, "quant")
     return Profile(
         file=file,
@@ -180,30 +177,70 @@ def _by_columns(table: Table, file: str, library: str, names: Mapping[str, str],
         measured=seconds(table),
         row=lines_of(table),
         doubt=doubts(table),
-        widths={**widths, "head_dim": widths["hidden"] / widths["heads"]},
+        widths={**widths, "tp": tp, "head_dim": widths["hidden"] / widths["heads"]},
     )
+
+
+def _split(tp: np.ndarray, widths: Widths, at: np.ndarray | None = None) -> np.ndarray:
+    """The ranks of tensor parallelism. Raises ClustersimError where they do not divide a layer."""
+    divides(tp, "tp", widths["heads"], "attention heads", at)
+    shares(tp, "tp", widths["kv_heads"], "KV heads", at)
+    divides(tp, "tp", widths["inter"], "width of the FFN", at)
+    return tp
 
 
 def vllm(table: Table, file: str = "rtxpro6000_vllm_kernels") -> Profile:
     """Columns of LLMServingSim's profiles: kind, layer, model, tp, tokens. No attention, no experts."""
-    ours = np.array(entries(table, "kind", _VLLM_KINDS, "kind"), dtype=bool)
-    at = np.flatnonzero(ours)
-    models = entries(table, "model", MODELS, "model", at)
+    at = np.flatnonzero(np.array(entries(table, "kind", _VLLM_KINDS, "kind"), dtype=bool))
+    names = entries(table, "layer", VLLM, "layer", at) if len(at) else []
+    widths = model_widths(table, at)
     return Profile(
         file=file,
         library="vllm",
-        layer=np.array(entries(table, "layer", VLLM, "layer", at), dtype=str),
+        layer=np.array(names, dtype=str),
         gpu=gpus(table, at),
         format=np.full(len(at), "bf16"),
         measured=seconds(table, at=at),
         row=at,
         doubt=doubts(table, at),
         widths={
-            **{name: np.array([m[name] for m in models]) for name in MODELS["Llama-3.1-8B"]},
-            "tp": whole(table, "tp", at),
-            "tokens": whole(table, "tokens", at),
+            **widths,
+            "tp": _split(whole(table, "tp", at), widths, at),
+            "tokens": whole(table, "tokens", at) if len(at) else np.zeros(0),
         },
     )
+
+
+def rows_of_kind(table: Table, kind: str) -> np.ndarray:
+    """int64[M] rows of that kind in LLMServingSim's profiles, column `kind`."""
+    kinds = np.array(entries(table, "kind", {name: name for name in _VLLM_KINDS}, "kind"), dtype=str)
+    return np.flatnonzero(kinds == kind)
+
+
+def model_widths(table: Table, at: np.ndarray) -> Widths:
+    """float64[M] what `_MODEL_WIDTHS` lists, of the models that column `model` names.
+
+    Raises  ClustersimError with the line of the first that is not in the catalogue, or keeps no heads of KV
+    """
+    texts = [str(text).strip() for text in column(table, "model", at).tolist()] if len(at) else []
+    found = {text: _model_called(text) for text in dict.fromkeys(texts)}
+    for place, text in enumerate(texts):
+        model = found[text]
+        if model is None or model.mla is not None:
+            why = not_in_catalogue("models", text) if model is None else "its attention is latent"
+            raise ClustersimError(f"line {line_of(place, at)}: model = {text or 'nothing'}: {why}")
+    return {
+        name: np.array([float(width(model)) for text in texts if (model := found[text])])
+        for name, width in _MODEL_WIDTHS.items()
+    }
+
+
+@cache
+def _model_called(text: str) -> Model | None:
+    """A model of the catalogue by its name there or on Hugging Face, whoever publishes it."""
+    name = catalogue_name("models", text.rpartition("/")[2].replace(".", "_"))
+    entry = None if name is None else read_catalogue("models")[name]
+    return entry if isinstance(entry, Model) else None
 
 
 def rows_of_layers(

@@ -12,16 +12,20 @@ from dataclasses import replace
 import numpy as np
 
 from clustersim.errors import ClustersimError
+from clustersim.physics.kernels import LIBRARIES
 from clustersim.spec.kernel_tables import TableKey
 from clustersim.study.kernel_rows import (
-    FORMATS,
+    MOST,
     Rows,
     column,
     doubts,
     entries,
     formats,
     gpus,
+    kept_formats,
     libraries,
+    line_of,
+    phases,
     seconds,
     whole,
 )
@@ -32,10 +36,8 @@ from clustersim.study.measured import Table
 SIZES = {"kv_rank": 512.0, "rope_dim": 64.0, "nope_dim": 128.0, "v_dim": 128.0}
 MODULE_SIZES = {"hidden": 7168.0, "q_rank": 1536.0}
 
-_PHASES = {"prefill": "prefill", "context": "prefill", "decode": "decode", "generation": "decode"}
+_HEADS = re.compile(r"(\d{1,13}) heads")
 _SCOPES = {"kernel": "", "module": "_module"}
-#: kernel_source that is no library of its own: the framework's own choice.
-_DEFAULT = "default"
 #: Longer than this many times the same call with twice the tokens is no measurement of that call.
 _ABSURD = 2.0
 _ABSURD_SAYS = "takes more than twice as long as the same call with twice the tokens"
@@ -67,14 +69,14 @@ def mla_rows(table: Table, file: str) -> list[Rows]:
 
     Raises  ClustersimError naming the line and value of what cannot be read
     """
-    phases = np.array(entries(table, "phase", _PHASES, "phase"))
+    running = phases(table)
     scopes = (
-        np.array(entries(table, "scope", _SCOPES, "scope")) if "scope" in table else np.full(len(phases), "")
+        np.array(entries(table, "scope", _SCOPES, "scope")) if "scope" in table else np.full(len(running), "")
     )
     found = []
     for scope in ("", "_module"):
         for phase in ("prefill", "decode"):
-            at = np.flatnonzero((phases == phase) & (scopes == scope))
+            at = np.flatnonzero((running == phase) & (scopes == scope))
             if len(at):
                 found.append(_rows(table, file, phase, scope, at))
     return found
@@ -91,7 +93,7 @@ def _rows(table: Table, file: str, phase: str, scope: str, at: np.ndarray) -> Ro
         np.where(narrow, 1.0, 2.0),
     )
     if scope:
-        weights = np.array(entries(table, "gemm_type", {**FORMATS, "": ""}, "dtype", at))
+        weights = kept_formats(table, ("gemm_type",), np.full(len(at), "fp8_block"), at)
         columns |= {name: np.full(len(at), size) for name, size in MODULE_SIZES.items()}
         columns["weight_bytes"] = np.where(weights == "bf16", 2.0, 1.0)
     rows = Rows(
@@ -109,12 +111,13 @@ def _rows(table: Table, file: str, phase: str, scope: str, at: np.ndarray) -> Ro
 
 
 def _libraries(table: Table, at: np.ndarray) -> np.ndarray:
-    """SGLang calls kernels of others and says which; they are what was timed."""
+    """SGLang calls kernels of others and says which; they are what was timed. Other sources, such as
+    "trtllm_default", are the framework's own choice."""
     frameworks = libraries(table, at)
     if "kernel_source" not in table:
         return frameworks
     sources = [str(text).strip().lower() for text in column(table, "kernel_source", at).tolist()]
-    own = [not text or text.endswith(_DEFAULT) for text in sources]
+    own = [text not in LIBRARIES for text in sources]
     return np.where(own, frameworks, np.array(sources, dtype=str))
 
 
@@ -124,7 +127,11 @@ def _narrow(table: Table, at: np.ndarray) -> np.ndarray:
     Rows of SGLang say fp8, but each KV token costs as much as TensorRT-LLM's in bf16 (0.39 and 0.36 ns
     with 16 heads on an H100, where HBM allows 0.34 in bf16 and 0.17 in fp8): the cache was bf16.
     """
-    narrow = formats(table, "kv_cache_dtype", at) != "bf16"
+    own = kept_formats(table, ("mla_dtype",), np.full(len(at), ""), at)
+    kept = kept_formats(table, ("kv_cache_dtype", "kv_dtype"), own, at)
+    if (kept == "").any():
+        formats(table, "kv_cache_dtype", at)
+    narrow = kept != "bf16"
     return np.asarray(narrow & ~np.isin(libraries(table, at), ["sglang"]))
 
 
@@ -143,20 +150,20 @@ def infersim_mla_rows(table: Table, file: str) -> list[Rows]:
 
     Raises  ClustersimError naming the line and value of what cannot be read
     """
-    phases = np.array(entries(table, "phase", _PHASES, "phase"))
+    running = phases(table)
     return [
-        _infersim(table, file, phase, np.flatnonzero(phases == phase))
+        _infersim(table, file, phase, np.flatnonzero(running == phase))
         for phase in ("prefill", "decode")
-        if (phases == phase).any()
+        if (running == phase).any()
     ]
 
 
 def _infersim(table: Table, file: str, phase: str, at: np.ndarray) -> Rows:
-    texts = [str(text) for text in column(table, "kernel", at).tolist()]
-    narrow = formats(table, "kv_dtype", at) != "bf16"
+    form = formats(table, "dtype", at)
+    narrow = kept_formats(table, ("kv_dtype", "kv_cache_dtype"), form, at) != "bf16"
     columns = call_columns(
         phase,
-        np.array([_heads(text, int(row)) for text, row in zip(texts, at.tolist(), strict=True)]),
+        whole(table, "num_heads", at) if "num_heads" in table else _heads(table, at),
         whole(table, "batch_size", at),
         whole(table, "kv_len", at),
         np.where(narrow, 1.0, 2.0),
@@ -165,8 +172,8 @@ def _infersim(table: Table, file: str, phase: str, at: np.ndarray) -> Rows:
         file,
         f"mla_{phase}",
         gpus(table, at),
-        np.array([text.split()[0].lower() for text in texts], dtype=str),
-        formats(table, "dtype", at),
+        libraries({"framework": table["kernel"]} if "kernel" in table else table, at),
+        form,
         columns,
         seconds(table, at=at),
         at,
@@ -174,13 +181,17 @@ def _infersim(table: Table, file: str, phase: str, at: np.ndarray) -> Rows:
     )
 
 
-def _heads(text: str, row: int) -> float:
-    found = re.search(r"(\d+) heads", text)
-    if found is None:
-        raise ClustersimError(
-            f'line {row + 2}: kernel = {text} does not say how many heads, as in "128 heads"'
-        )
-    return float(found[1])
+def _heads(table: Table, at: np.ndarray) -> np.ndarray:
+    """float64[M] from texts such as "FlashInfer MLA decode (absorbed; 128 heads, kv_lora 512, rope 64)"."""
+    texts = [str(text) for text in column(table, "kernel", at).tolist()]
+    found = [_HEADS.search(text) for text in texts]
+    for place, (match, text) in enumerate(zip(found, texts, strict=True)):
+        if match is None or not 1 <= int(match[1]) <= MOST:
+            raise ClustersimError(
+                f"line {line_of(place, at)}: kernel = {text[:60] or 'nothing'} does not say how many heads, "
+                'as in "128 heads"; a column num_heads serves as well'
+            )
+    return np.array([float(match[1]) for match in found if match])
 
 
 #: Parameter → start, bounds, and how far it may leave its start where rows say little: with few heads none

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from clustersim.errors import ClustersimError, nearest
 from clustersim.physics.kernels import AUTO, KERNELS, LIBRARIES
+from clustersim.spec.formats import formats_of, rate_key
+from clustersim.spec.hardware import Gpu
 from clustersim.spec.kernel_tables import fitted_parameters
 
 
@@ -23,6 +25,17 @@ def kernel_asked(what: str) -> str:
     raise ClustersimError(
         f'"{what}" is no kernel{nearest(what, kernels)} and no file; kernels are {", ".join(kernels)}'
     )
+
+
+def check_format(gpu: Gpu, form: str, where: str) -> None:
+    """Raises ClustersimError where a GPU does not compute in a format.
+
+    where   what asked for it, for the message
+    """
+    if rate_key(form) not in gpu.flop_rate:
+        raise ClustersimError(
+            f'{where}: {gpu.name} does not compute in "{form}"; it has {", ".join(formats_of(gpu))}'
+        )
 
 
 def check_library(name: str) -> None:

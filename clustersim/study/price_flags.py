@@ -15,21 +15,19 @@ import numpy as np
 from clustersim.errors import ClustersimError, nearest, pick
 from clustersim.physics.calibration import ORIGINS
 from clustersim.physics.kernels import AUTO, KERNELS, Priced, price_calls
-from clustersim.spec.formats import formats_of, rate_key
 from clustersim.spec.gpus import gpu_named
 from clustersim.spec.hardware import Gpu
 from clustersim.spec.model import FORMAT_BYTES
 from clustersim.study.kernel_families import rows_of_table
-from clustersim.study.kernel_rows import FORMATS
+from clustersim.study.kernel_rows import FORMATS, KEPT
+from clustersim.study.price import check_format
 
 #: A GPU to name where the GPU plays no part.
 BEST_KNOWN = "h100_sxm"
 #: Prices of one command at most.
 MOST_PRICES = 10_000
-#: Formats by all their names, ours among them.
-_FORMATS = {**FORMATS, **{name: name for name in FORMAT_BYTES}}
 #: Flags whose values are words, with the words.
-_WORDS: Mapping[str, Mapping[str, Any]] = {"dtype": _FORMATS, "kv-dtype": _FORMATS, "weights-dtype": _FORMATS}
+_WORDS: Mapping[str, Mapping[str, Any]] = {"dtype": FORMATS, "kv-dtype": KEPT, "weights-dtype": KEPT}
 
 #: Flag → its one value.
 One = Mapping[str, Any]
@@ -100,6 +98,17 @@ def flags_of(kernel: str) -> Flags:
         {"dtype": "bf16"},
         lists=("counts",),
     )
+
+
+def one_call(flags: Flags, one: One) -> Mapping[str, Any]:
+    """Columns of the kernel for one value of each flag: a number each, or a list for counts.
+
+    Raises   ClustersimError where the values do not fit one another
+    """
+    heads, kv_heads = one.get("heads"), one.get("kv-heads")
+    if heads and kv_heads and heads % kv_heads:
+        raise ClustersimError(f"{kv_heads:.0f} KV heads do not divide {heads:.0f} heads")
+    return flags.columns(one)
 
 
 def _values(kernel: str, flags: Flags, given: Sequence[str]) -> dict[str, list[Any]]:
@@ -187,11 +196,8 @@ def _number(flag: str, text: str, free: bool) -> float:
 
 def _priced(kernel: str, flags: Flags, asked: dict[str, Any], library: str) -> dict[str, Any]:
     gpu, form = gpu_named(asked["gpu"]), asked["dtype"]
-    if rate_key(form) not in gpu.flop_rate:
-        raise ClustersimError(
-            f'--dtype {form}: {gpu.name} does not compute in "{form}"; it has {", ".join(formats_of(gpu))}'
-        )
-    columns = {name: np.array([value], dtype=float) for name, value in flags.columns(asked).items()}
+    check_format(gpu, form, f"--dtype {form}")
+    columns = {name: np.array([value], dtype=float) for name, value in one_call(flags, asked).items()}
     priced = price_calls(KERNELS[kernel], gpu, form, columns, library)
     least = float(KERNELS[kernel].least(gpu, form, columns)[0])
     return {
@@ -263,6 +269,8 @@ def _experts(one: One) -> dict[str, Any]:
     total = sum(one["counts"])
     if not total:
         raise ClustersimError("--counts: no expert has a token")
+    if one["inter"] % one["tp"]:
+        raise ClustersimError(f"--tp = {one['tp']:.0f} does not divide --inter = {one['inter']:.0f}")
     held = len(one["counts"])
     return {
         "counts": one["counts"],
@@ -288,9 +296,15 @@ def _pattern(one: One) -> dict[str, Any]:
         "dtype": "bf16",
         **{_FUSED[flag]: one[flag] for flag in _FUSED},
     }
-    rows = rows_of_table(
-        {name: np.array([value]) for name, value in row.items()}, "--distribution", "moe_kernels"
-    )
+    table = {name: np.array([value]) for name, value in row.items()}
+    try:
+        rows = rows_of_table(table, "--distribution", "moe_kernels")
+    except ClustersimError as error:
+        # There is one row only, whose columns the user knows as flags.
+        said = str(error).removeprefix("line 2: ")
+        for flag, name in _FUSED.items():
+            said = said.replace(f"{name} =", f"--{flag} =")
+        raise ClustersimError(said) from error
     return {name: values[0] for name, values in rows[0].columns.items()}
 
 

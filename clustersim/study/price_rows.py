@@ -17,14 +17,14 @@ import numpy as np
 from clustersim.errors import ClustersimError, nearest
 from clustersim.physics.calibration import ORIGINS
 from clustersim.physics.kernels import AUTO, KERNELS, price_calls
-from clustersim.spec.formats import formats_of, rate_key
 from clustersim.spec.gpus import gpu_named
-from clustersim.spec.hardware import Gpu
 from clustersim.study.forms import forms_of, known_columns
 from clustersim.study.kernel_families import rows_of_table
-from clustersim.study.kernel_rows import Rows, groups, taken
+from clustersim.study.kernel_lists import LIST, is_list, list_columns, list_rows
+from clustersim.study.kernel_rows import MissingColumn, Rows, groups, taken
 from clustersim.study.measured import Table
-from clustersim.trace.csv import Sheet, check_place, read_known, write_text
+from clustersim.study.price import check_format
+from clustersim.trace.csv import Sheet, check_place, plain, read_known, write_text
 
 #: Rows of one file at most; a million take about a gigabyte of memory.
 MOST_ROWS = 2_000_000
@@ -48,7 +48,7 @@ _LINE = re.compile(r"^line (\d+)")
 class PricedRows:
     """A file's rows with their prices.
 
-    form     the measured table whose form the file has
+    form     the measured table whose form the file has, or LIST
     lines    its lines as text, the header first
     seconds  float64[N], NaN where nothing prices the row
     origin   int8[N] index into ORIGINS, -1 where nothing prices the row; of a sum, the least trusted
@@ -84,7 +84,7 @@ def price_file(path: Path, gpu: str = "", library: str = AUTO, skip: bool = Fals
     Raises   ClustersimError with the file's name and line for whatever is wrong
     """
     called = gpu_named(gpu).name if gpu else ""
-    sheet = read_known(path, known_columns(), MOST_ROWS)
+    sheet = read_known(path, known_columns() | list_columns(), MOST_ROWS)
     lines = sheet.lines()
     header = lines[0][1].decode()
     try:
@@ -96,6 +96,11 @@ def price_file(path: Path, gpu: str = "", library: str = AUTO, skip: bool = Fals
             _price_block(found, _table(sheet, start, stop, called), start, library)
         if not skip:
             _refuse_unpriced(found, sheet, header)
+    except MissingColumn as error:
+        # The readers see no column whose name they do not know, where a slip of the pen may stand.
+        raise ClustersimError(
+            f"{path}: line {lines[0][0]}: {MissingColumn(*error.names, header=sheet.header)}"
+        ) from error
     except ClustersimError as error:
         raise ClustersimError(
             f"{path}: {_with_lines(str(error), [number for number, _ in lines])}"
@@ -118,30 +123,43 @@ def _with_lines(message: str, lines: Sequence[int]) -> str:
 
 
 def _check_header(sheet: Sheet, gpu: str) -> None:
-    twice = [name for name in ADDED if name in sheet.header]
+    header = [plain(name) for name in sheet.header]
+    twice = [name for name in ADDED if name in header]
     if twice:
         raise ClustersimError(
             f'line 1: there is a column "{twice[0]}", which prices are written to; give it another name'
         )
-    if not gpu and "gpu" not in sheet.header:
+    if not gpu and "gpu" not in header:
         near = nearest("gpu", sheet.header)
         raise ClustersimError(f'line 1: column "gpu" is missing{near}; name the GPU of all rows by --gpu')
 
 
 def _form(sheet: Sheet, gpu: str) -> str:
     """The form by which the beginning of the file can be read."""
-    likely = forms_of(sheet.header)
+    first = _table(sheet, 0, min(BLOCK, sheet.length), gpu)
+    if is_list(first):
+        return LIST
+    likely = forms_of([plain(name) for name in sheet.header])
     if len(likely) == 1:
         return likely[0]
-    first = _table(sheet, 0, min(BLOCK, sheet.length), gpu)
+    missing: list[str] = []
     for form in likely:
         try:
-            rows_of_table(first, form, form)
+            _rows(first, form)
+        except MissingColumn as error:
+            missing += error.names
         except ClustersimError:
             continue
-        return form
+        else:
+            return form
+    if len(missing) == len(likely):
+        raise MissingColumn(*dict.fromkeys(missing), header=first)
     # None reads it: the likeliest says why.
     return likely[0]
+
+
+def _rows(table: Table, form: str) -> list[Rows]:
+    return list_rows(table) if form == LIST else rows_of_table(table, form, form)
 
 
 def _table(sheet: Sheet, start: int, stop: int, gpu: str) -> Table:
@@ -150,7 +168,7 @@ def _table(sheet: Sheet, start: int, stop: int, gpu: str) -> Table:
     for name in sheet.columns:
         text = sheet.text(name)
         codes, back = np.unique(text.codes[start:stop], return_inverse=True)
-        table[name] = _values([text.words[code] for code in codes.tolist()])[back]
+        table[plain(name)] = _values([text.words[code].strip() for code in codes.tolist()])[back]
     if gpu:
         table["gpu"] = np.full(stop - start, gpu)
     return table
@@ -170,8 +188,10 @@ def _values(words: Sequence[str]) -> np.ndarray:
 
 def _price_block(found: PricedRows, table: Table, start: int, library: str) -> None:
     try:
-        for rows in rows_of_table(table, found.form, found.form):
+        for rows in _rows(table, found.form):
             _price(found, rows, start, library)
+    except MissingColumn:
+        raise
     except ClustersimError as error:
         raise ClustersimError(_LINE.sub(lambda place: f"line {int(place[1]) + start}", str(error))) from error
 
@@ -185,7 +205,7 @@ def _price(found: PricedRows, rows: Rows, start: int, library: str) -> None:
     for (gpu_name, form, whose), chosen in groups(rows):
         gpu = gpu_named(gpu_name)
         few = taken(rows, chosen)
-        _refuse_format(gpu, form, int(few.row[0]))
+        check_format(gpu, form, f"line {few.row[0] + 2}")
         asked = whose or AUTO if library == AUTO else library
         with np.errstate(over="ignore", invalid="ignore"):
             priced = price_calls(kernel, gpu, form, few.columns, asked)
@@ -193,19 +213,12 @@ def _price(found: PricedRows, rows: Rows, start: int, library: str) -> None:
         seconds[chosen], origin[chosen], outside[chosen] = priced.seconds, priced.origin, priced.outside
     at = rows.row + start
     found.calls[rows.kernel] = found.calls.get(rows.kernel, 0) + len(rows)
-    if rows.kernel in PARTS:
+    if rows.kernel in PARTS and found.form != LIST:
         found.parts.setdefault(rows.kernel, np.full(len(found.seconds), np.nan))[at] = seconds
     before = np.where(found.origin[at] == _NONE, 0.0, found.seconds[at])
     found.seconds[at] = before + seconds
     found.origin[at] = np.maximum(found.origin[at], origin)
     found.outside[at] = np.maximum(found.outside[at], outside)
-
-
-def _refuse_format(gpu: Gpu, form: str, row: int) -> None:
-    if rate_key(form) not in gpu.flop_rate:
-        raise ClustersimError(
-            f'line {row + 2}: {gpu.name} does not compute in "{form}"; it has {", ".join(formats_of(gpu))}'
-        )
 
 
 def _refuse_endless(seconds: np.ndarray, rows: Rows) -> None:

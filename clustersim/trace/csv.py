@@ -147,18 +147,20 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> Sheet:
 def read_known(path: Path, known: Collection[str], most_rows: int = MOST_ROWS) -> Sheet:
     """Reads as text the columns whose names are known; of the others only the lines are kept.
 
+    known      names in small letters; a file may write them in large ones, with blanks around them
     most_rows  rows above which a file is refused
     Raises     ScenarioError for a file without known columns, with ragged rows, or of other than UTF-8
     """
     content = _content(path)
     header = _header(path, content, {})
-    columns = {name: "text" for name in header if name in known}
+    columns = {name: "text" for name in header if plain(name) in known}
     if not columns:
         near = next(filter(None, (nearest(name, known) for name in header[:_SHOWN])), "")
         raise _refused(
             path, f"has no column that is known here{near}; its first line is {shown(','.join(header))}"
         )
     _header(path, content, columns)
+    _refuse_alike(path, columns)
     _check_size(path, content, most_rows)
     sheet = _sheet(path, content, header, columns)
     for number, line in _lines(content):
@@ -167,6 +169,19 @@ def read_known(path: Path, known: Collection[str], most_rows: int = MOST_ROWS) -
         except UnicodeDecodeError:
             raise ScenarioError(str(path), [Mistake(f"row {number}", "is not text in UTF-8")]) from None
     return sheet
+
+
+def plain(name: str) -> str:
+    """A column's name as names are compared."""
+    return name.strip().casefold()
+
+
+def _refuse_alike(path: Path, columns: Collection[str]) -> None:
+    """Raises ScenarioError where two columns have one name, however they write it."""
+    seen: dict[str, str] = {}
+    for name in columns:
+        if seen.setdefault(plain(name), name) != name:
+            raise _refused(path, f'has a column "{seen[plain(name)]}" and a column "{name}"; which is meant?')
 
 
 def _sheet(path: Path, content: bytearray, header: list[str], columns: Mapping[str, str]) -> Sheet:
