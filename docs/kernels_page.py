@@ -14,7 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clustersim.report.kernel_validation import CLASSES, said_by, sentences, verdict
+from clustersim.report.kernel_validation import (
+    CLASSES,
+    said_by,
+    sentences,
+    skew_rows,
+    skew_sentences,
+    verdict,
+)
 from clustersim.study.validate_kernels import drawing, kernel_predictions, validate_kernels
 
 Found = Mapping[str, Any]
@@ -77,6 +84,10 @@ def page(found: Found) -> str:
     for what, title in CLASSES.items():
         rows = [(one["operator"], one[what], *_errors(one)) for one in found["classes"][what] if one[what]]
         parts += [f"## {title}\n", _table(("operator", what, *_ERRORS), rows)]
+    if "skew" in found:
+        head = ("uneven / even load", "class", "calls", "measured", *_ERRORS[1:], "within", "goal")
+        parts += ["## What skew costs\n", "\n\n".join(skew_sentences(found)) + "\n"]
+        parts += [_table(head, [[*row[:-1], row[-1].removeprefix("goal ")] for row in skew_rows(found)])]
     parts += [
         "## One GPU by another's measurements\n",
         "A GPU that nobody has timed is priced by its data sheet through what was measured of a relative.\n"

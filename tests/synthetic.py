@@ -147,6 +147,7 @@ def _ranks(recorder: Recorder) -> None:
         memory=100.0,
         flop=[200.0, 100.0],
         moved=[30.0, 10.0],
+        priced=[4.0, 3.0],
     )
     recorder.rows(
         "memory",
@@ -169,6 +170,7 @@ def _sums_and_links(recorder: Recorder) -> None:
         wait=[0.0, 0.0, 0.0, 2.0, 1.0],
         waited_for=[-1, -1, -1, 0, -1],
     )
+    recorder.rows("waits", operator="combine", phase="decode", layer=0, rank=0, seconds=2.0)
     recorder.rows(
         "exchanges",
         operator=["combine", "combine", "send"],
@@ -234,4 +236,8 @@ def _experts(recorder: Recorder) -> None:
         done=[2.5, 1.3, 6.0, 7.0],
         length=[3, 1, 0, 4],
         wait=[1.5, 0.1, 0.0, 4.0],
+        wait_p50=[0.5, 0.1, NAN, 1.0],
+        wait_p99=[0.5, 0.1, NAN, 1.0],
+        wait_max=[1.0, 0.1, NAN, 2.0],
     )
+    recorder.rows("token_waits", phase="decode", wait=[0.1, 0.5, 1.0], tokens=[1, 3, 4])

@@ -156,6 +156,7 @@ def test_gpu_shares_add_up_to_one(seed: int, ranks: int) -> None:
         memory=1.0,
         flop=0.0,
         moved=0.0,
+        priced=0.0,
     )
     time = rng.dirichlet(np.ones(2 * per_rank + 1), ranks)[:, :-1] * 3.0
     recorder.rows(
@@ -216,7 +217,9 @@ def test_expert_queues_are_weighed_by_their_tokens() -> None:
         "p99": approx(1.0),
         "max": approx(2.0),
     }
-    assert found["queue_length"] == {"mean": approx(8 / 3), "max": 4}
+    # 5.6 token-seconds of waiting on two ranks in 10 s.
+    assert found["queue_length"] == {"mean": approx(8 / 3), "max": 4, "over_time": approx(0.28)}
+    assert found["slowest"] == {"rank": 1, "layer": 0, "expert": 1, "mean": approx(4.1 / 5), "p99": 1.0}
     assert (found["service"]["p50"], found["service"]["max"]) == approx((0.5, 1.0))
     assert found["tokens"] == 8
 
@@ -235,9 +238,11 @@ def test_imbalance_is_what_a_loop_over_rows_says(seed: int, rows: int) -> None:
         if sum(of_rank.values())
     ]
     recorder = Recorder()
-    times = dict.fromkeys(("first_arrival", "last_arrival", "served", "done", "wait"), 0.0)
+    waits = ("wait", "wait_p50", "wait_p99", "wait_max")
+    times = dict.fromkeys(("first_arrival", "last_arrival", "served", "done", *waits), 0.0)
     places = {"token_batch": passes, "layer": layers, "rank": ranks, "ep_rank": ranks, "slot": 0, "expert": 0}
     recorder.rows("experts", **places, tokens=tokens, length=tokens, **times)
+    recorder.rows("token_waits", phase="decode", wait=0.0, tokens=int(tokens.sum()))
     found = experts(recorder.finish(FACTS))
     if not wanted:
         assert found is None

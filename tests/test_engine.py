@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from scenarios import (
 
 from clustersim.analysis.summary import summarize
 from clustersim.engine import fabric, replica, simulation
-from clustersim.engine.gpu import SERVICE
+from clustersim.engine.gpu import ORDERS
 from clustersim.errors import ScenarioError
 from clustersim.physics import exchanges
 from clustersim.physics.fidelity import NETWORKS
@@ -52,6 +53,12 @@ from clustersim.trace.record import Trace
 #: Times are sums of many roundings.
 ROUNDING = 1e-12
 FLOWS = {"level": "flows"}
+#: When experts are served one by one → what else has to be said.
+STARTS: dict[str, dict[str, Any]] = {
+    "all_arrived": {"start": "all_arrived"},
+    "expert_complete": {"start": "expert_complete"},
+    "chunks": {"start": "chunks", "chunk_tokens": 2},
+}
 
 # ---- the laws of a trace ------------------------------------------------------------------------
 
@@ -116,13 +123,15 @@ def assert_tokens_are_kept(scenario: Scenario, trace: Trace) -> None:
             assert sent == tokens * model.top_k, "tokens sent to experts are tokens * top_k"
 
 
-def assert_queues_are_served_after_their_tokens_came(trace: Trace) -> None:
+def assert_queues_are_served_after_their_tokens_came(trace: Trace, chunk: float = inf) -> None:
     queues = table(trace, "experts")
-    assert np.array_equal(queues["length"], queues["tokens"]), "nobody is served before all his tokens came"
+    least = np.minimum(queues["tokens"], chunk)
+    assert (queues["length"] >= least).all(), "nobody is served before all his tokens came, or his chunk's"
+    assert (queues["length"] <= queues["tokens"]).all()
     used = queues["tokens"] > 0
     assert (queues["wait"] >= 0).all()
     assert (queues["first_arrival"] <= queues["last_arrival"])[used].all()
-    assert (queues["last_arrival"] <= queues["served"])[used].all()
+    assert (chunk < inf) or (queues["last_arrival"] <= queues["served"])[used].all()
     assert (queues["served"] <= queues["done"]).all()
 
 
@@ -179,13 +188,14 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     dp = gpus // tp // pp
     etp = draw(st.sampled_from([n for n in (1, 2, 4) if tp * dp % n == 0]))
     service = draw(st.sampled_from(["grouped", "by_expert"]))
-    start = draw(
-        st.sampled_from([s for s in SERVICE if s == "all_arrived" or (service, etp) == ("by_expert", 1)])
-    )
+    alone = (service, etp) == ("by_expert", 1)
+    start = STARTS[draw(st.sampled_from(list(STARTS) if alone else ["all_arrived"]))]
     algorithms = {kind: draw(st.sampled_from([AUTO, *COLLECTIVES[kind]])) for kind in COLLECTIVES}
     if tp > 2 and algorithms["all_reduce"] in ("one_shot", "two_shot"):
         algorithms["all_reduce"] = "ring"  # these are refused over several NVLink domains
-    experts = {"service": service, "start": start, "copy_choice": draw(st.sampled_from(list(COPY_CHOICES)))}
+    experts = {"service": service, **start, "copy_choice": draw(st.sampled_from(list(COPY_CHOICES)))}
+    if alone:
+        experts["order"] = draw(st.sampled_from(list(ORDERS)))
     if draw(st.booleans()):
         experts |= {"policy": "replicated", "per_gpu": 8}
     phase = draw(st.sampled_from(["prefill", "decode", "both", "stream"]))
@@ -230,7 +240,7 @@ def test_the_laws_of_a_trace_hold_for_whatever_is_deployed(scenario: Scenario) -
     trace = trace_of(scenario)
     assert_following_after_backwards_comes_to_the_beginning(trace)
     assert_tokens_are_kept(scenario, trace)
-    assert_queues_are_served_after_their_tokens_came(trace)
+    assert_queues_are_served_after_their_tokens_came(trace, scenario.deployment.experts.chunk_tokens or inf)
     assert_requests_come_and_go(scenario, trace)
     assert_links_carry_what_flows_cross_them(scenario, trace)
     assert_no_step_is_faster_than_its_bounds(trace, "compute", "memory")
@@ -243,7 +253,7 @@ def test_the_laws_of_a_trace_hold_for_whatever_is_deployed(scenario: Scenario) -
 
 
 @pytest.mark.parametrize("fidelity", NETWORKS)
-@pytest.mark.parametrize("start", SERVICE)
+@pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("all_to_all", COLLECTIVES["all_to_all"])
 def test_a_pipeline_of_two_servers_keeps_the_laws_with_every_network(
     fidelity: str, start: str, all_to_all: str
@@ -253,7 +263,7 @@ def test_a_pipeline_of_two_servers_keeps_the_laws_with_every_network(
         deployment=parallel(
             dp=2,
             pp=2,
-            experts={"service": "by_expert", "start": start},
+            experts={"service": "by_expert", **STARTS[start]},
             algorithms={"all_to_all": all_to_all},
         ),
         workload={"phase": "both", "decode_steps": 2, "microbatches": 2},
@@ -263,7 +273,7 @@ def test_a_pipeline_of_two_servers_keeps_the_laws_with_every_network(
     )
     trace = trace_of(scenario)
     assert_tokens_are_kept(scenario, trace)
-    assert_queues_are_served_after_their_tokens_came(trace)
+    assert_queues_are_served_after_their_tokens_came(trace, scenario.deployment.experts.chunk_tokens or inf)
     assert_requests_come_and_go(scenario, trace)
     assert_links_carry_what_flows_cross_them(scenario, trace)
     assert_no_step_is_faster_than_its_bounds(trace, "compute", "memory", "network")
@@ -494,7 +504,7 @@ def even_counts(monkeypatch: pytest.MonkeyPatch, counts: list[list[int]]) -> Non
     )
 
 
-@pytest.mark.parametrize("start", SERVICE)
+@pytest.mark.parametrize("start", STARTS)
 def test_an_expert_is_served_when_its_own_tokens_are_there(
     start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -503,7 +513,7 @@ def test_an_expert_is_served_when_its_own_tokens_are_there(
     wire = 1e6
     scenario = tiny(
         single_server(2, nvlink=wire),
-        deployment=parallel(dp=2, experts={"service": "by_expert", "start": start}),
+        deployment=parallel(dp=2, experts={"service": "by_expert", **STARTS[start]}),
         workload={"sequences": 2},
     )
     queues = table(trace_of(scenario), "experts")

@@ -16,9 +16,10 @@ def experts(trace: Trace) -> dict[str, Any] | None:
     imbalance     largest ÷ mean tokens over the EP ranks of one (token batch, layer): mean and
                   largest over those; ranks that share an expert (ETP) count as one, for they work on
                   the same tokens
-    queue_wait    s a token stood in its queue: every queue counts with its mean wait and the weight
-                  of its tokens; the largest is from the first arrival to the service of one queue
-    queue_length  tokens in the queue when service began, over the queues that had any
+    queue_wait    s a token stood in its queue before it was begun to be served
+    queue_length  tokens in the queue when service began, over the queues that had any; over_time: tokens
+                  that wait in all queues of a rank, mean over the run and the ranks with experts
+    slowest       the copy of an expert whose tokens wait longest on average, over the run
     service       s from the beginning of the service to its end, over the queues that had tokens
     dropped       choices for experts that had no capacity left
     """
@@ -27,18 +28,41 @@ def experts(trace: Trace) -> dict[str, Any] | None:
     if not some.any():
         return None
     tokens, length = numbers(table, "tokens")[some], numbers(table, "length")[some]
-    waits = distribution(numbers(table, "wait")[some] / tokens, tokens)
+    every = trace.tables["token_waits"]
+    waits = distribution(numbers(every, "wait"), numbers(every, "tokens"))
     service = distribution((numbers(table, "done") - numbers(table, "served"))[some])
     assert waits is not None and service is not None
-    longest = float((numbers(table, "served") - numbers(table, "first_arrival"))[some].max())
+    longest = float(numbers(table, "wait_max")[some].max())
+    waited = float(numbers(table, "wait").sum())
+    at_work = len(np.unique(numbers(table, "rank"))) * float(trace.facts["simulated_seconds"])
     return {
         "imbalance": _imbalance(table),
         "queue_wait": {**_pick(waits, "mean", "p50", "p99"), "max": longest},
-        "queue_length": {"mean": float(length.mean()), "max": int(length.max())},
+        "queue_length": {
+            "mean": float(length.mean()),
+            "max": int(length.max()),
+            "over_time": waited / at_work if at_work > 0 else 0.0,
+        },
+        "slowest": _slowest(table),
         "service": _pick(service, "mean", "p50", "p99", "max"),
         "tokens": int(tokens.sum()),
         "dropped": int(numbers(trace.tables["token_batches"], "dropped").sum()),
     }
+
+
+def _slowest(table: Columns) -> dict[str, Any]:
+    """rank, layer and expert of the copy whose tokens wait longest; its mean wait, and the longest p99 of
+    its token batches, s."""
+    keys = [numbers(table, name) for name in ("rank", "layer", "expert")]
+    copies, which = np.unique(np.stack(keys), axis=1, return_inverse=True)
+    which = which.ravel()
+    tokens = np.bincount(which, weights=numbers(table, "tokens"))
+    waited = np.bincount(which, weights=numbers(table, "wait"))
+    mean = np.divide(waited, tokens, out=np.full_like(waited, -1.0), where=tokens > 0)
+    worst = int(mean.argmax())
+    rank, layer, expert = copies[:, worst].tolist()
+    p99 = np.nanmax(numbers(table, "wait_p99")[which == worst])
+    return {"rank": rank, "layer": layer, "expert": expert, "mean": float(mean[worst]), "p99": float(p99)}
 
 
 def _imbalance(table: Columns) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from clustersim.analysis.cause import cause, cause_notes
 from clustersim.analysis.claims import claim_notes, claimed
 from clustersim.analysis.exchanges import algorithms
 from clustersim.analysis.experts import experts
@@ -43,6 +44,7 @@ def summarize(trace: Trace) -> dict[str, Any]:
         "phases": phases(trace),
         "bounds": bounds(trace),
         "mfu": mfu(trace),
+        "cause": cause(trace),
         "experts": experts(trace),
         "rebalancing": rebalancing(trace),
         "algorithms": algorithms(trace),
@@ -82,6 +84,7 @@ def memory(trace: Trace) -> dict[str, Any] | None:
 
 def _notes(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on what stands out in a run."""
+    yield from cause_notes(summary["cause"])
     yield from filter(None, [trace.facts.get("startup")])
     yield from price_notes(trace, summary["prices"])
     yield from _fault_note(trace)

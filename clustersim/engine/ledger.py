@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clustersim.engine.fabric import Meeting
+from clustersim.engine.queues import TokenWaits, arrivals, jobs_of, waits_of
 from clustersim.engine.tokenbatch import PriceKey, Program, TokenBatch
 from clustersim.plan.layout import Layout
 from clustersim.plan.stepgraph import Operator
@@ -66,15 +66,19 @@ class Ledger:
         self.operators = 0
         self.flop = np.zeros(ranks)
         self.moved = np.zeros(ranks)
+        self.priced = np.zeros(ranks)
         self._recorder = recorder
         self._level = level
         self._spans = 0
         self._last = {s: (np.full(ranks, -1), np.full(ranks, -np.inf)) for s in ("compute", "transfer")}
         self._sums: dict[Key, np.ndarray] = {}
+        #: (operator, phase, layer) → float64[R] s that others waited for each rank
+        self._waited_for: dict[tuple[str, str, int], np.ndarray] = {}
         self._waits: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}
         #: (operator, phase, kind, algorithm) → how often, bytes
         self._exchanges: dict[Key, tuple[int, float]] = {}
         self._prices: dict[tuple[str, PriceKey], tuple[int, float, float]] = {}
+        self._token_waits: dict[str, TokenWaits] = {}
 
     def write(self, batch: TokenBatch) -> int:
         """Rows of a finished token batch.
@@ -90,6 +94,7 @@ class Ledger:
             self._remember("compute", block.ranks, block.last_spans(), block.end[:, -1])
             if program.transfer is not None:
                 sent_from = self._transfers(batch, stage, program.transfer)
+            self.priced[block.ranks] += program.priced
             released = int(block.last_spans()[np.argmax(block.end[:, -1])])
         for op in batch.graph.operators:
             self.flop[batch.graph.ranks[op.stage]] += op.flop
@@ -160,6 +165,7 @@ class Ledger:
             self._add(key, block.ranks, block.end[:, p] - block.met[:, p], waited)
             if op.exchange is not None:
                 self._blame(key, block.ranks, waited, block.awaited[:, p])
+                self._awaited(block, p, op, waited)
             if op.queue is not None:
                 self._queues(block, p, op)
         if self._level != "sums":
@@ -170,6 +176,14 @@ class Ledger:
         sums[0, ranks] += 1
         sums[1, ranks] += busy
         sums[2, ranks] += wait
+
+    def _awaited(self, block: Block, p: int, op: Operator, waited: np.ndarray) -> None:
+        """Adds up how long was waited for whom."""
+        late = np.flatnonzero((waited > 0) & (block.awaited[:, p] >= 0))
+        if not len(late):
+            return
+        held = self._waited_for.setdefault((op.name, block.batch.phase, op.layer), np.zeros(len(self.flop)))
+        held += np.bincount(block.awaited[late, p], weights=waited[late], minlength=len(held))
 
     def _blame(self, key: Key, ranks: np.ndarray, waited: np.ndarray, culprit: np.ndarray) -> None:
         """Keeps how long each rank waited for whom."""
@@ -247,17 +261,21 @@ class Ledger:
         queue, exchange = op.queue, op.exchange
         assert queue is not None and exchange is not None
         meeting = block.batch.meetings[block.program.indices[p]]
-        arrived = _arrivals(meeting, exchange.groups)
         groups, _, copies = queue.tokens.shape
         holder = np.arange(copies) // queue.slots
         rank = exchange.groups[:, holder]
         slot = np.tile(np.arange(copies) % queue.slots, (groups, 1))
-        first, last = _service(block.program, p, queue.slots)
+        jobs = jobs_of(block.program, p, queue.slots)
         place = rank - block.ranks[0]
-        served = block.met[place, first[slot]]
+        begun = block.met[place[..., None], jobs.first[slot]]
+        ends = block.end[place[..., None], jobs.last[slot]]
+        size = jobs.size[place[..., None], jobs.number[slot]]
         tokens = queue.tokens
-        there = np.where(tokens > 0, arrived[:, :, holder], np.nan)
+        there = np.where(tokens > 0, arrivals(meeting, exchange.groups)[:, :, holder], np.nan)
         nobody = ~(tokens > 0).any(axis=1)
+        waits = waits_of(there, tokens, begun, size)
+        held = self._token_waits.setdefault(block.batch.phase, TokenWaits())
+        held.add(waits.seconds, waits.tokens)
         self._recorder.rows(
             "experts",
             token_batch=block.batch.number,
@@ -269,10 +287,13 @@ class Ledger:
             tokens=tokens.sum(axis=1).ravel(),
             first_arrival=np.where(nobody, np.nan, np.fmin.reduce(there, axis=1)).ravel(),
             last_arrival=np.where(nobody, np.nan, np.fmax.reduce(there, axis=1)).ravel(),
-            served=served.ravel(),
-            done=block.end[place, last[slot]].ravel(),
-            length=np.where(there <= served[:, None, :], tokens, 0).sum(axis=1).ravel(),
-            wait=np.where(tokens > 0, tokens * (served[:, None, :] - there), 0.0).sum(axis=1).ravel(),
+            served=begun.min(axis=2).ravel(),
+            done=np.where(size > 0, ends, begun[..., :1]).max(axis=2).ravel(),
+            length=np.where(there <= begun.min(axis=2)[:, None, :], tokens, 0).sum(axis=1).ravel(),
+            wait=waits.total().ravel(),
+            wait_p50=waits.quantile(0.5).ravel(),
+            wait_p99=waits.quantile(0.99).ravel(),
+            wait_max=waits.longest().ravel(),
         )
 
     def _flows(self, batch: TokenBatch) -> None:
@@ -323,6 +344,15 @@ class Ledger:
                 seconds=seconds,
                 outside=outside,
             )
+        for name, phase, layer in sorted(self._waited_for):
+            waited = self._waited_for[name, phase, layer]
+            ranks = np.flatnonzero(waited)
+            self._recorder.rows(
+                "waits", operator=name, phase=phase, layer=layer, rank=ranks, seconds=waited[ranks]
+            )
+        for phase in sorted(self._token_waits):
+            wait, tokens = self._token_waits[phase].rows()
+            self._recorder.rows("token_waits", phase=phase, wait=wait, tokens=tokens)
         for key in sorted(self._sums):
             name, phase, kind, stream = key
             count, busy, wait = self._sums[key]
@@ -385,32 +415,3 @@ def _added_up(waits: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, n
     seconds = np.concatenate([s for _, s in waits])
     distinct, where = np.unique(pairs, return_inverse=True)
     return distinct, np.bincount(where, weights=seconds)
-
-
-def _service(program: Program, dispatch: int, slots: int) -> tuple[np.ndarray, np.ndarray]:
-    """Position of the first and last operator that serves each slot."""
-    first = np.zeros(slots, dtype=np.int64)
-    last = np.zeros(slots, dtype=np.int64)
-    for p in range(dispatch, len(program.compute)):
-        op = program.compute[p]
-        which = slice(None) if op.slot < 0 else op.slot
-        if op.name == "expert_gemm_1":
-            first[which] = p
-        if op.name == "expert_gemm_2":
-            last[which] = p
-        if op.name == "combine":
-            break
-    return first, last
-
-
-def _arrivals(meeting: Meeting, groups: np.ndarray) -> np.ndarray:
-    """When what member i sends to member j stands in j's queues, float64[G, n, n] s."""
-    g, n = groups.shape
-    met = np.array(meeting.met).reshape(g, n)
-    arrived = np.repeat(met[:, :, None], n, axis=2)
-    brought = meeting.routed.brought
-    if meeting.ends and brought is not None:
-        ends = np.concatenate(meeting.ends)
-        by = brought.reshape(g, n, n).transpose(0, 2, 1)
-        arrived = np.where(by >= 0, ends[by], arrived)
-    return arrived

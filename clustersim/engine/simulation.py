@@ -12,12 +12,12 @@ import simpy
 
 from clustersim.engine.fabric import Fabric, Process
 from clustersim.engine.faults import capacities, end_of, factor_of, link_faults, paces
-from clustersim.engine.gpu import SERVICE, Inbox, compute_stream, transfer_stream
+from clustersim.engine.gpu import Inbox, compute_stream, service_of, transfer_stream
 from clustersim.engine.ledger import Ledger
 from clustersim.engine.link import link_process
 from clustersim.engine.outages import Outages
 from clustersim.engine.replica import Replica
-from clustersim.errors import ClustersimError, pick
+from clustersim.errors import ClustersimError
 from clustersim.physics.chunked import Deadlock, Queues
 from clustersim.physics.fidelity import build, depths
 from clustersim.physics.network import Network
@@ -115,7 +115,7 @@ def _events(env: simpy.Environment) -> int:
 
 def _streams(env: simpy.Environment, scenario: Scenario, layout: Layout) -> list[list[Inbox]]:
     """A process per stream of every GPU. Returns per stage the compute streams' inboxes."""
-    run = pick(SERVICE, scenario.deployment.experts.start, "deployment.experts.start")
+    run = service_of(scenario.deployment)
     stages = layout.groups.stage
     inboxes: list[list[Inbox]] = []
     pace = paces(scenario.faults, stages.size, hottest_rank(scenario, layout), scenario.seed)
@@ -154,6 +154,7 @@ def _machine_rows(recorder: Recorder, scenario: Scenario, layout: Layout, ledger
         memory=gpu.memory,
         flop=ledger.flop,
         moved=ledger.moved,
+        priced=ledger.priced,
     )
     for fault in scenario.faults:
         place = _place(fault, scenario, layout)

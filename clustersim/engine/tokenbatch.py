@@ -27,7 +27,8 @@ class Program:
     seconds    per rank of the stage a list of P durations, None for an exchange
     transfer   index of the operator on the transfer stream, None in the last stage
     inbound    index of the transfer that feeds the stage, None in the first
-    sections   position of the first operator of an expert section → positions per slot
+    priced     float64[N] s, all durations of a rank
+    sections   position of the first operator of an expert section → what is served one by one in it
     """
 
     compute: tuple[Operator, ...]
@@ -35,7 +36,23 @@ class Program:
     seconds: list[list[float | None]]
     transfer: int | None
     inbound: int | None
-    sections: dict[int, list[tuple[int, int]]]
+    priced: np.ndarray
+    sections: dict[int, Section]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Section:
+    """The experts of a rank that are served one by one, each at once or in chunks: J jobs, in program order.
+
+    slots  of each job, the expert slot it serves; those of a slot follow each other
+    first  position of each job's first operator, end: after its last
+    need   float64[N, J] tokens of the slot that must have come to rank n for the job
+    """
+
+    slots: list[int]
+    first: list[int]
+    end: list[int]
+    need: np.ndarray
 
 
 class PriceKey(NamedTuple):
@@ -113,21 +130,38 @@ def _program(graph: StepGraph, stage: int, seconds: Mapping[int, np.ndarray]) ->
         seconds=[list(row) for row in zip(*columns, strict=True)],
         transfer=transfer[0] if transfer else None,
         inbound=before[0] if before else None,
+        priced=np.sum([seconds[i] for i in compute if i in seconds], axis=0),
         sections=_sections(operators),
     )
 
 
-def _sections(operators: tuple[Operator, ...]) -> dict[int, list[tuple[int, int]]]:
-    """Position of a section's first operator → (first, last + 1) positions of every slot in it."""
-    sections: dict[int, list[tuple[int, int]]] = {}
+def _sections(operators: tuple[Operator, ...]) -> dict[int, Section]:
+    """Position of a section's first operator → what is served one by one in it."""
+    jobs: dict[int, list[int]] = {}
     start = -1
     for p, op in enumerate(operators):
         if op.slot < 0:
             start = -1
         elif op.name == "expert_gemm_1":
             start = p if start < 0 else start
-            sections.setdefault(start, []).append((p, p + 3))
-    return sections
+            jobs.setdefault(start, []).append(p)
+    return {start: _section(operators, first) for start, first in jobs.items()}
+
+
+def _section(operators: tuple[Operator, ...], first: list[int]) -> Section:
+    slots = [operators[p].slot for p in first]
+    need = np.stack([_served_by(operators[p]) for p in first], axis=1)
+    for job in range(1, len(first)):
+        if slots[job] == slots[job - 1]:
+            need[:, job] += need[:, job - 1]
+    return Section(slots, first, [p + 3 for p in first], need)
+
+
+def _served_by(op: Operator) -> np.ndarray:
+    """float64[N] tokens that a product of one expert serves on every rank."""
+    assert op.call is not None
+    tokens: np.ndarray = op.call.columns["counts"][:, 0]
+    return tokens
 
 
 class TokenBatch:

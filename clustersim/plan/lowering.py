@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from clustersim.errors import ClustersimError
 from clustersim.plan.attention import attend
 from clustersim.plan.builder import WIDTH, Builder, load_of
 from clustersim.plan.collectives import AUTO
@@ -26,11 +27,14 @@ from clustersim.plan.popularity import settled
 from clustersim.plan.rounds import domains_of
 from clustersim.plan.stepgraph import Call, Copies, Exchange, Queue, StepGraph, check
 from clustersim.spec.batch import Batch
+from clustersim.spec.deployment import Experts
 from clustersim.spec.model import FORMAT_BYTES, PLAIN
 from clustersim.spec.scenario import Scenario
 
 #: Bytes of a router's score and of a logit: fp32, as vLLM, SGLang and Megatron-Core keep them.
 SCORE = 4.0
+#: Parts in which the tokens of an expert may be served: each is three kernels of every rank.
+MOST_CHUNKS = 64
 #: Bytes that say where a token goes and how much that counts: an int32 and an fp32.
 CHOICE = 8.0
 
@@ -210,11 +214,31 @@ def _serve(out: Builder, came: np.ndarray) -> None:
     """came int64[EP, slots]: all tokens of each copy, on every rank that shares it."""
     rows = np.repeat(came, out.d.expert_tensor_parallel, axis=0)
     even = float(rows.mean())
+    if out.d.experts.start == "chunks":
+        even = min(even, float(out.d.experts.chunk_tokens))
     if out.d.experts.service == "grouped":
         _expert(out, rows, even, slot=-1)
         return
     for slot in range(rows.shape[1]):
-        _expert(out, rows[:, slot : slot + 1], even, slot=slot)
+        for part in _chunks(out.d.experts, rows[:, slot : slot + 1]):
+            _expert(out, part, even, slot=slot)
+
+
+def _chunks(wish: Experts, rows: np.ndarray) -> list[np.ndarray]:
+    """What is served together of the tokens int64[N, 1] of a copy on every rank: all, or chunks of them.
+
+    Raises   ClustersimError where there would be too many
+    """
+    if wish.start != "chunks":
+        return [rows]
+    size, most = wish.chunk_tokens, int(rows.max())
+    count = max(-(-most // size), 1)
+    if count > MOST_CHUNKS:
+        raise ClustersimError(
+            f"deployment.experts.chunk_tokens: an expert with {most:,} tokens would be served in {count:,} "
+            f"chunks of {size:,}, at most {MOST_CHUNKS} are simulated; {-(-most // MOST_CHUNKS):,} is enough"
+        )
+    return [np.clip(rows - at * size, 0, size) for at in range(count)]
 
 
 def _expert(out: Builder, rows: np.ndarray, even: float, slot: int) -> None:

@@ -43,6 +43,7 @@ def show_kernel_validation(found: Found, console: Console) -> None:
             if one[what]
         ]
         put_section(console, title, ("", *ERRORS), rows)
+    _skew(found, console)
     _transfer(found, console)
     _not_fitted(found, console)
     put_line(console, "")
@@ -121,6 +122,53 @@ def _keys(found: Found, console: Console) -> None:
     title = "By table: the formula alone, shapes left out, and as shipped"
     columns = ("", "", "", "calls", "formula", "p90", "left out", "p90", "shipped", "p90")
     put_section(console, title, columns, rows)
+
+
+def skew_rows(found: Found) -> list[list[str]]:
+    """Ratio of uneven to even load, class, calls, measured ratio, errors and verdict, for people."""
+    return [
+        [
+            one["name"],
+            one["class"],
+            f"{one['rows']:,}",
+            f"{one['measured']:.2f}",
+            *errors(one)[1:],
+            said_share(one["within"]),
+            ("goal met" if one["met"] else "GOAL MISSED") if one["goal"] else "",
+        ]
+        for one in found["skew"]["ratios"]
+    ]
+
+
+def skew_sentences(found: Found) -> list[str]:
+    """What the ratios are, from which batch on skew costs, and what is known of their misses."""
+    skew = found["skew"]
+    share = said_share(skew["goal"])
+    crossings = [
+        f"{one['name']}: the batch from which on skew costs more than {skew['felt'] - 1:.0%} is off by "
+        f"{one['octaves']:.1f} powers of two (median of {one['lines']} layers and EP; of {one['one_sided']} "
+        "more either the measured or the predicted times have such a batch, not both)."
+        for one in skew["crossings"]
+    ]
+    about = (
+        "Time of the hottest rank under uneven load / under even load, predicted against measured. Goal: "
+        f"median within {share}; `within` is the share of calls that are. Each call is one random draw of "
+        "the benchmark, which scatters by 3 to 8 %. Ratios to another library's balanced layers also hold "
+        "how their kernels differ."
+    )
+    return [about, *crossings, *skew["remarks"]]
+
+
+SKEW = ("", "calls", "measured", "median", "p90", "ratio", "within", "")
+
+
+def _skew(found: Found, console: Console) -> None:
+    if not found["skew"]["ratios"]:
+        return
+    rows: list[list[Cell]] = [[row[0], *(Text(cell) for cell in row[1:])] for row in skew_rows(found)]
+    put_section(console, "What skew costs: uneven / even load", SKEW, rows)
+    for sentence in skew_sentences(found):
+        put_paragraph(console, "  ", sentence)
 
 
 def _transfer(found: Found, console: Console) -> None:

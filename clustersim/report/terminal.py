@@ -258,6 +258,11 @@ def _experts(summary: Summary, console: Console) -> None:
         for key, label in (("queue_wait", "queue wait"), ("service", "service"))
     ]
     put_table(console, ["mean", "p50", "p99", "max"], rows)
+    slow = experts["slowest"]
+    if slow["mean"] > 0:
+        where = f"expert {slow['expert']} of layer {slow['layer']} on rank {slow['rank']}"
+        found = f"{said_time(slow['mean'])} on average, p99 {said_time(slow['p99'])}"
+        put_paragraph(console, "  ", f"longest in the queue of {where}: {found}")
 
 
 def _rebalancing(summary: Summary, console: Console) -> None:

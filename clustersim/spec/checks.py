@@ -470,16 +470,26 @@ def check_experts(experts: Experts, deployment: Deployment) -> Findings:
         known = ", ".join(BY_LOAD)
         problem = f'policy "{experts.policy}" looks at no load, so nothing would ever move; {known} do'
         yield (*place, "rebalance", "every"), problem
-    if experts.start == "expert_complete" and deployment.expert_tensor_parallel != 1:
-        yield (
-            (*place, "start"),
-            f'"expert_complete" needs expert_tensor_parallel = 1, not {deployment.expert_tensor_parallel}',
-        )
-    if experts.start == "expert_complete" and experts.service == "grouped":
-        yield (
-            (*place, "start"),
-            '"expert_complete" needs service = "by_expert"; one grouped product waits for all tokens',
-        )
+    yield from _check_service(experts, deployment.expert_tensor_parallel)
+
+
+def _check_service(experts: Experts, sharers: int) -> Findings:
+    """Who is served alone, when and in which order."""
+    place, start = ("deployment", "experts"), experts.start
+    if start != "all_arrived" and sharers != 1:
+        yield (*place, "start"), f'"{start}" needs expert_tensor_parallel = 1, not {sharers}'
+    if start != "all_arrived" and experts.service == "grouped":
+        problem = f'"{start}" needs service = "by_expert"; one grouped product waits for all tokens'
+        yield (*place, "start"), problem
+    if start == "chunks" and not experts.chunk_tokens:
+        yield (*place, "chunk_tokens"), 'missing key; start = "chunks" needs it'
+    elif start != "chunks" and experts.chunk_tokens:
+        yield (*place, "chunk_tokens"), f'start = "{start}" does not use it; only "chunks" does'
+    if experts.order != "arrival" and experts.service == "grouped":
+        problem = f'"{experts.order}" needs service = "by_expert"; one grouped product serves all at once'
+        yield (*place, "order"), problem
+    elif experts.order == "longest_first" and sharers != 1:
+        yield (*place, "order"), f'"longest_first" needs expert_tensor_parallel = 1, not {sharers}'
 
 
 def check_batch(workload: Workload, deployment: Deployment) -> Findings:

@@ -82,7 +82,14 @@ class Experts(Value):
     combine_format  number format in which expert outputs come back, if it is no narrower than the
                     model's: libraries that dispatch fp8 combine bf16
     start        all_arrived: when every sender's tokens are there; expert_complete: as soon as all
-                 tokens of one expert are (by_expert only)
+                 tokens of one expert are (by_expert only); chunks: as soon as `chunk_tokens` of one
+                 expert are, while others still arrive (by_expert only); every chunk reads the expert's
+                 weights again
+    chunk_tokens  of `chunks`: tokens of an expert that are served together; the last chunk is what is
+                  left over and waits for all
+    order        of by_expert, which expert that could be served is next: arrival: the one whose tokens
+                 have been there longest; longest_first: the one with most tokens waiting; as_listed:
+                 the one in the lowest slot
     rebalance    when experts are placed anew while the model runs
     """
 
@@ -105,7 +112,9 @@ class Experts(Value):
     copy_choice: Literal["round_robin", "local_first", "least_loaded"] = "round_robin"
     combine_format: Literal["bf16", "fp8"] = "bf16"
     service: Literal["grouped", "by_expert"] = "grouped"
-    start: Literal["all_arrived", "expert_complete"] = "all_arrived"
+    start: Literal["all_arrived", "expert_complete", "chunks"] = "all_arrived"
+    chunk_tokens: Whole = 0
+    order: Literal["arrival", "longest_first", "as_listed"] = "arrival"
     rebalance: Rebalance = Rebalance()
 
     @field_validator("slots", "slots_by_layer", mode="before")

@@ -30,8 +30,8 @@ def _uneven_ways(deployment: Deployment, model: Model) -> str:
         return ""
     least, even = -(-experts // ranks), experts // gcd(experts, ranks)
     return (
-        f'; or deployment.experts.policy = "eplb" or "packed" with spare = 1, "explicit" with {least} experts '
-        f'on every rank, some of them copies, or "replicated" with per_gpu = {even}, '
+        '; or deployment.experts.policy = "eplb" or "packed" with spare = 1, '
+        f'"explicit" with {least} experts on every rank, some of them copies, or "replicated" with per_gpu = {even}, '
         f"{even * ranks // experts} copies of each"
     )
 

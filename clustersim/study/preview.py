@@ -28,8 +28,8 @@ from clustersim.plan.topology import summary as topology_summary
 from clustersim.serving.arrivals import requests
 from clustersim.serving.batching import Pass, microbatches
 from clustersim.serving.router import ROUTERS
-from clustersim.spec.formats import multiplied_as
 from clustersim.spec.deployment import SPARING
+from clustersim.spec.formats import multiplied_as
 from clustersim.spec.model import Model
 from clustersim.spec.placement_checks import EXPERT_CHECKS
 from clustersim.spec.reading import read_catalogue

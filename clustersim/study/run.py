@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from clustersim.engine.simulation import simulate
 from clustersim.errors import ClustersimError, Mistake, ScenarioError, StuckError
 from clustersim.physics.fidelity import wait as wait
 from clustersim.plan.layout import Layout, lay_out
-from clustersim.plan.memory import does_not_fit, slots_of
+from clustersim.plan.memory import does_not_fit, pass_tokens, slots_of
 from clustersim.spec.reading import gpu_of, read_scenario
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import TraceLevel
@@ -107,7 +108,8 @@ def too_long_to_record(scenario: Scenario) -> list[Mistake]:
     model = scenario.model
     slots = slots_of(d, model.experts)
     each = _OPERATORS + _MORE * (bool(model.mla) + bool(model.shared_experts))
-    per_rank = model.layers * (each + (3 * slots if d.experts.service == "by_expert" else 0))
+    alone = 3 * slots * _parts(scenario) if d.experts.service == "by_expert" else 0
+    per_rank = model.layers * (each + alone)
     ranks = d.tensor_parallel * d.data_parallel
     queues = passes * model.moe_layers * ranks * slots
     flows = 2 * model.moe_layers * d.expert_parallel if scenario.trace.level == "flows" else 0
@@ -121,6 +123,15 @@ def too_long_to_record(scenario: Scenario) -> list[Mistake]:
         f'"{scenario.trace.level}" would keep about {spans + queues:,} rows, at most {_MOST_ROWS:,} are kept'
     )
     return [Mistake("trace.level", f"{what}; {shorter}; {remedy}")]
+
+
+def _parts(scenario: Scenario) -> int:
+    """In how many chunks an expert is served whose load is even."""
+    d, model, size = scenario.deployment, scenario.model, scenario.deployment.experts.chunk_tokens
+    if not size or not model.experts:
+        return 1
+    choices = pass_tokens(scenario.workload, d, scenario.seed) * d.data_parallel * model.top_k
+    return ceil(choices / model.experts / size)
 
 
 def laid_out(scenario: Scenario, shown: str) -> Layout:

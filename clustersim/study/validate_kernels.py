@@ -24,6 +24,7 @@ from clustersim.study.kernel_fit import calls_of, fitted_calls, foretold
 from clustersim.study.kernel_rows import Rows, groups, taken
 from clustersim.study.measured import measured
 from clustersim.study.prediction import save_predictions, spread
+from clustersim.study.skew_checks import skew_checks
 
 #: Kernel → what it is judged as; all others only move numbers.
 OPERATORS = {
@@ -73,12 +74,13 @@ def validate_kernels(leave_out: bool = True) -> dict[str, Any]:
 
     leave_out  whether to fit anew without each shape in turn; otherwise goals are held against the prices
                that have seen the calls, which are no forecast
-    Returns    {judged_by, goals, judged, keys, classes, transfer, not_fitted, kept}; `kept` is false where
-               errors are larger than GOALS and MISSES say
+    Returns    {judged_by, goals, judged, keys, classes, transfer, not_fitted, skew, kept}; `kept` is false
+               where errors are larger than GOALS and MISSES say, or the ratios of study.skew_checks are off
     """
     told = kernel_predictions(leave_out)
     by = "left_out" if leave_out else "shipped"
     judged = list(_judged(told, by))
+    skew = skew_checks(told, by)
     return {
         "judged_by": by,
         "goals": {name: goal and {"median": goal[0], "p90": goal[1]} for name, goal in GOALS.items()},
@@ -87,7 +89,8 @@ def validate_kernels(leave_out: bool = True) -> dict[str, Any]:
         "classes": {what: _classes(told, by, what) for what in ("kernel", "gpu", "library", "size", "load")},
         "transfer": list(_transfer()),
         "not_fitted": list(_not_fitted()),
-        "kept": all(one["kept"] for one in judged),
+        "skew": skew,
+        "kept": skew["kept"] and all(one["kept"] for one in judged),
     }
 
 

@@ -98,6 +98,13 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "wait": ("float64", "time waiting for others before it could begin, s"),
         "waited_for": ("int32", "rank most waited for, -1 for none"),
     },
+    "waits": {
+        "operator": ("text", "exchange in which others waited"),
+        "phase": ("text", "prefill or decode"),
+        "layer": ("int32", "layer, -1 outside the layers"),
+        "rank": ("int32", "rank they waited for: the last to come"),
+        "seconds": ("float64", "how long, summed over those that waited, s"),
+    },
     "flows": {
         "token_batch": ("int32", "token batch it served; -1 for weights of experts that move"),
         "operator": ("text", "exchange it was part of"),
@@ -160,6 +167,18 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "done": ("float64", "when it had served it, s"),
         "length": ("int64", "tokens in the queue when service began"),
         "wait": ("float64", "time in the queue summed over its tokens, token-seconds"),
+        "wait_p50": ("float64", "half of its tokens waited at most this, s; NaN if none came"),
+        "wait_p99": ("float64", "99 in 100 of its tokens waited at most this, s; NaN if none came"),
+        "wait_max": ("float64", "the longest that one of its tokens waited, s; NaN if none came"),
+    },
+    "token_waits": {
+        "phase": ("text", "prefill or decode"),
+        "wait": (
+            "float64",
+            "time tokens stood in an expert's queue, s; such that differ by less than 0.1 % "
+            "are one row with their mean",
+        ),
+        "tokens": ("int64", "tokens that waited so long, over all queues of the run"),
     },
     "rebalances": {
         "rebalance": ("int32", "number of the planning, in order"),
@@ -204,6 +223,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "memory": ("float64", "HBM bytes"),
         "flop": ("float64", "useful FLOP it did in this run"),
         "moved": ("float64", "HBM bytes it read and wrote in this run"),
+        "priced": ("float64", "what its compute operators would have taken as priced, without faults, s"),
     },
     "faults": {
         "kind": ("text", "slow_gpu, throttled_gpu, spread_gpus, slow_link, down_link or flapping_link"),

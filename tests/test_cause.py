@@ -1,0 +1,162 @@
+"""The bottleneck of a run and its reason, from the trace alone: a case per reason, and none where none is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pytest import approx
+from scenarios import parallel, rail_tree, single_server, table, tiny, trace_of
+
+from clustersim.analysis.cause import EXCHANGE, EXPERT, GPU, SHARD, cause, cause_notes
+from clustersim.analysis.summary import summarize
+from clustersim.trace.record import Trace
+
+HOT = {"skew": "zipf", "shuffle": False}
+
+
+def run(**more: Any) -> Trace:
+    """Eight ranks with two experts each, in two servers."""
+    sections = {
+        "deployment": parallel(dp=8),
+        "model": {"experts": 16, "layers": 4, "hidden": 256, "ffn": 512},
+        **more,
+    }
+    work = {"sequences": 256, "decode_steps": 3} | more.get("workload", {})
+    return trace_of(tiny(rail_tree(2, 4), **{**sections, "workload": work}))
+
+
+def slow(gpu: object, factor: float) -> list[dict[str, Any]]:
+    return [{"kind": "slow_gpu", "gpu": gpu, "factor": factor}]
+
+
+def note(trace: Trace) -> str:
+    """The one line on the bottleneck; empty where there is none."""
+    lines = [line for line in summarize(trace)["notes"] if "bottleneck" in line]
+    assert lines == list(cause_notes(cause(trace))) and len(lines) <= 1
+    return lines[0] if lines else ""
+
+
+def test_where_all_is_even_nothing_is_the_bottleneck() -> None:
+    trace = run()
+    assert cause(trace) is None and note(trace) == "" and summarize(trace)["cause"] is None
+
+
+@pytest.mark.parametrize("level", ["sums", "spans"])
+def test_a_hot_rank_is_named_with_its_layer_and_expert(level: str) -> None:
+    trace = run(gating=HOT, trace={"level": level})
+    found = cause(trace)
+    assert found is not None and found["reasons"] == [EXPERT]
+    # Without shuffling expert 0 is the hottest of every layer, and rank 0 holds it.
+    assert (found["rank"], found["expert"]) == (0, 0)
+    queues = table(trace, "experts")
+    here = queues["layer"] == found["layer"]
+    tokens = queues["tokens"][here].sum()
+    assert found["expert_load"] == approx(
+        queues["tokens"][here & (queues["expert"] == 0)].sum() * 16 / tokens
+    )
+    assert found["rank_load"] == approx(queues["tokens"][here & (queues["rank"] == 0)].sum() * 8 / tokens)
+    said = note(trace)
+    assert said.startswith("Rank 0 (gpu0) is the bottleneck: expert 0 of layer ")
+    assert f"gets {found['expert_load']:.1f} x the mean tokens" in said and "of each step" in said
+    assert "slow" not in said
+
+
+def test_what_the_others_wait_is_what_their_spans_say() -> None:
+    trace = run(gating=HOT)
+    found, spans = cause(trace), table(trace, "spans")
+    assert found is not None
+    by_number = np.argsort(spans["span"])
+    waited = spans["met"] - spans["start"]
+    culprit = spans["rank"][by_number][spans["after"]]
+    mine = (spans["kind"] == "exchange") & (waited > 0) & (culprit == found["rank"])
+    # Seven others, three steps.
+    assert found["wait"] == approx(waited[mine].sum() / 7 / 3)
+    assert found["share"] == approx(found["wait"] / summarize(trace)["phases"]["decode"]["period"])
+
+
+def test_a_slow_gpu_is_told_from_an_overloaded_one() -> None:
+    trace = run(faults=slow(5, 2.0))
+    found = cause(trace)
+    assert found is not None and (found["rank"], found["reasons"]) == (5, [GPU])
+    assert found["slowness"] == approx(2.0) and found["expert"] is None
+    assert "its GPU takes 2.00 x as long" in note(trace) and "slow, not overloaded" in note(trace)
+
+
+def test_a_gpu_that_throttles_is_slow_by_what_it_is_on_average() -> None:
+    hot = {"kind": "throttled_gpu", "gpu": 5, "factor": 3.0, "period": "50 us", "duty": 0.5}
+    found = cause(run(faults=[hot]))
+    assert found is not None and (found["rank"], found["reasons"]) == (5, [GPU])
+    assert 1.5 < found["slowness"] < 2.5
+
+
+def test_a_hot_expert_on_a_slow_gpu_tells_both() -> None:
+    trace = run(gating=HOT, faults=slow("hottest", 1.5))
+    found = cause(trace)
+    assert found is not None and found["rank"] == 0 and set(found["reasons"]) == {EXPERT, GPU}
+    said = note(trace)
+    assert "expert 0 of layer" in said and "1.50 x as long" in said and "not overloaded" not in said
+
+
+def test_a_slow_gpu_is_not_said_to_be_spared_where_it_has_most_tokens() -> None:
+    # Attention over long contexts is most of a step, so that the tokens hardly count beside the slowness.
+    trace = run(gating=HOT, faults=slow("hottest", 3.0), workload={"prompt_tokens": 20_000})
+    found = cause(trace)
+    assert found is not None and found["reasons"] == [GPU] and found["rank_load"] > 2.0
+    assert "3.00 x as long" in note(trace) and "not overloaded" not in note(trace)
+
+
+def test_a_slow_gpu_that_nobody_waits_for_is_not_the_cause() -> None:
+    # The hot rank takes longer than the slow one.
+    found = cause(run(gating=HOT, faults=slow(5, 1.2)))
+    assert found is not None and (found["rank"], found["reasons"]) == (0, [EXPERT])
+
+
+def test_a_slow_link_is_named_and_no_rank_is_blamed() -> None:
+    trace = run(faults=[{"kind": "slow_link", "link": "server0/nic1", "factor": 4.0}])
+    found = cause(trace)
+    assert found is not None and found["reasons"] == ["slow link"] and found["rank"] is None
+    assert "server0/nic1" in found["link"]
+    links = table(trace, "links")
+    here = [
+        f"{a}->{b}" == found["link"] for a, b in zip(links["source"], links["target"], strict=True)
+    ].index(True)
+    # At a quarter of its bandwidth its bytes take four times as long, so three more.
+    assert found["wait"] == approx(3 * links["bytes"][here] / links["bandwidth"][here] / 3)
+    assert note(trace).startswith(f"Link {found['link']} is the bottleneck")
+
+
+def test_a_link_that_is_slow_but_carries_nothing_costs_nothing() -> None:
+    alone = run(faults=[{"kind": "slow_link", "link": "server0/nic1", "factor": 4.0, "start": "100 s"}])
+    assert cause(alone) is None
+
+
+def test_a_fuller_shard_is_the_reason_where_sources_are_ragged() -> None:
+    trace = run(workload={"shard_skew": 1.0, "prompt_tokens": 4000})
+    found = cause(trace)
+    assert found is not None and found["reasons"][0] == SHARD and EXPERT not in found["reasons"]
+    shards = np.bincount(table(trace, "requests")["shard"], minlength=8)
+    assert found["rank"] == shards.argmax()
+    assert "its shard has more to do" in note(trace)
+
+
+def test_the_cause_is_found_with_pipelines_and_with_sharers_of_an_expert() -> None:
+    for deployment in (parallel(dp=4, pp=2), parallel(dp=8, etp=2), parallel(tp=2, dp=4)):
+        found = cause(run(gating=HOT, deployment=deployment))
+        assert found is not None and found["reasons"] == [EXPERT] and found["expert"] == 0
+        assert found["rank"] in (0, 1, 4)
+        slowed = cause(run(deployment=deployment, faults=slow(2, 3.0)))
+        assert slowed is not None and (slowed["rank"], slowed["reasons"]) == (2, [GPU])
+        assert EXCHANGE not in slowed["reasons"]
+
+
+def test_a_model_without_experts_and_a_single_gpu_have_causes_or_none() -> None:
+    dense = {"experts": 0, "top_k": 0, "ffn": 0, "dense_ffn": 512}
+    deployment = {"tensor_parallel": 8, "data_parallel": 1, "expert_parallel": 1}
+    sections = {"model": dense | {"heads": 8, "kv_heads": 8}, "deployment": deployment}
+    found = cause(run(**sections, faults=slow(3, 2.0)))
+    assert found is not None and (found["rank"], found["reasons"]) == (3, [GPU])
+    assert cause(run(**sections)) is None
+    alone = tiny(single_server(1), deployment=parallel(), faults=slow(0, 2.0))
+    assert cause(trace_of(alone)) is None
