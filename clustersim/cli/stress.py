@@ -76,7 +76,8 @@ def stress(
 
     Cases run on all cores. The folder is results/<name>-stress-<hash> unless --out names another; it holds
     stress.json, drawings, and cases.jsonl, in which every finished case is kept at once: after Ctrl-C
-    --resume runs only what is missing. The same call leaves the same bytes.
+    --resume runs only what is missing. The same call leaves the same bytes. A hundred cases of a large
+    machine take long: --only, --steps 1 and --set network.tolerance=0.02 shorten that.
     """
     from clustersim.errors import ClustersimError
     from clustersim.study.cases import Base

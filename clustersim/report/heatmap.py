@@ -73,7 +73,8 @@ def heatmap_svg(drawn: Heatmap) -> str:
     wide = max(_LEAST_W, _LETTER * max(longest + 2, *(len(label) + 1 for label in drawn.columns)))
     top = _HEAD + 2 * 18
     width = max(left + wide * len(drawn.columns), _MARGIN + _LETTER * 1.2 * len(drawn.title)) + _MARGIN
-    width = max(width, left + _LEGEND_W + _LETTER * len(drawn.value) + _MARGIN)
+    beside = max(_LEGEND_W + _LETTER * (len(drawn.value) + 2), _LETTER * len(drawn.x))
+    width = max(width, left + beside + _MARGIN)
     height = top + _CELL_H * len(drawn.rows) + 70
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '

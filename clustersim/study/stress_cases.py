@@ -209,6 +209,14 @@ STRESSES: Mapping[str, Stress] = {
         lambda site: gini(REAL_GINI),
         ("experts",),
     ),
+    **{
+        f"gini_{value}": Stress(
+            f"the same with a Gini coefficient of {value}, or the most that top-k allows",
+            lambda site, value=value: gini(min(value, site.most_gini)),  # type: ignore[misc]
+            ("experts",),
+        )
+        for value in (0.4, 0.6)
+    },
     "hot_set": Stress(
         f"{{few}} of {{site.experts}} experts, others in every layer, take {HOT_SHARE:.0%} of all choices",
         _hot_set,
@@ -225,7 +233,7 @@ STRESSES: Mapping[str, Stress] = {
         ("experts", "ranks"),
     ),
     "ragged_sources": Stress(
-        f"sequences come to the shards by lognormal shares with a spread of {RAGGED}; experts are alike",
+        f"sequences come to the shards by lognormal shares with a spread of {RAGGED}, experts being alike",
         lambda site: (*EVEN[:2], f"workload.shard_skew={RAGGED}"),
         ("shards",),
     ),
