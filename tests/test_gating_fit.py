@@ -278,6 +278,8 @@ def test_a_run_is_set_beside_the_same_run_under_the_other_gating() -> None:
     assert with_beside(run_scenario(uneven())).summary["beside"] is None
 
 
-def test_mistakes_of_the_other_gating_are_told() -> None:
-    scenario = to_toml(uneven(beside={"label": "x", "gating": {"skew": "fitted"}}))
-    assert "[beside" in scenario
+def test_mistakes_of_the_other_gating_are_told(tmp_path: Path) -> None:
+    other = {"skew": "hot_rank", "hot_rank": 9, "hot_share": 0.8}
+    (tmp_path / "s.toml").write_text(to_toml(uneven(beside={"label": "x", "gating": other})))
+    with pytest.raises(ScenarioError, match=r"beside\.gating\.hot_rank: there is no EP rank 9"):
+        read_scenario(tmp_path / "s.toml")

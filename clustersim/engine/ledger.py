@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clustersim.engine.fabric import Meeting
 from clustersim.engine.queues import TokenWaits, arrivals, jobs_of, waits_of
 from clustersim.engine.tokenbatch import PriceKey, Program, TokenBatch
 from clustersim.plan.layout import Layout

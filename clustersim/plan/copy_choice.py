@@ -17,8 +17,9 @@ from clustersim.errors import pick
 
 CopyChoice = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 
-#: Rounds in which every expert is spread anew, given where the others went; it seldom takes three.
-_ROUNDS = 4
+#: Rounds in which every expert is spread anew, given where the others went, at most. Three do as a rule; many
+#: experts with copies on few ranks hand single tokens round for longer.
+_ROUNDS = 1000
 
 
 def round_robin(counts: np.ndarray, copies: np.ndarray, near: np.ndarray, slots: int) -> np.ndarray:
@@ -99,20 +100,35 @@ def _levelled(total: np.ndarray, copies: np.ndarray, rank: np.ndarray) -> np.nda
         elif tokens[expert]:
             several.append(expert)
     several.sort(key=lambda expert: -tokens[expert] / len(places[expert]))
-    for _ in range(_ROUNDS):
+    for turn in range(_ROUNDS):
         moved = False
         for expert in several:
             held = places[expert]
-            for place in held:
-                load[holder[place]] -= share[place]
-            new = _poured(tokens[expert], [holder[place] for place in held], load)
+            ranks = [holder[place] for place in held]
+            old, before = [share[place] for place in held], _unevenness(ranks, load)
+            _add(load, ranks, [-amount for amount in old])
+            new = _poured(tokens[expert], ranks, load)
+            _add(load, ranks, new)
+            # What is as level as before stays, or experts would hand a token round for ever.
+            if turn and _unevenness(ranks, load) >= before:
+                _add(load, ranks, [was - amount for was, amount in zip(old, new, strict=True)])
+                continue
+            moved = True
             for place, amount in zip(held, new, strict=True):
-                moved |= share[place] != amount
                 share[place] = amount
-                load[holder[place]] += amount
         if not moved:
             break
     return np.array(share, dtype=np.int64)
+
+
+def _unevenness(ranks: Sequence[int], load: Sequence[int]) -> int:
+    """Sum of squared loads of some ranks: with the same tokens on them, less is more level."""
+    return sum(load[rank] ** 2 for rank in set(ranks))
+
+
+def _add(load: list[int], ranks: Sequence[int], amounts: Sequence[int]) -> None:
+    for rank, amount in zip(ranks, amounts, strict=True):
+        load[rank] += amount
 
 
 def _poured(amount: int, ranks: Sequence[int], load: Sequence[int]) -> list[int]:

@@ -31,8 +31,8 @@ def _uneven_ways(deployment: Deployment, model: Model) -> str:
     least, even = -(-experts // ranks), experts // gcd(experts, ranks)
     return (
         '; or deployment.experts.policy = "eplb" or "packed" with spare = 1, '
-        f'"explicit" with {least} experts on every rank, some of them copies, or "replicated" with per_gpu = {even}, '
-        f"{even * ranks // experts} copies of each"
+        f'"explicit" with {least} experts on every rank, some of them copies, or "replicated" with '
+        f"per_gpu = {even}, {even * ranks // experts} copies of each"
     )
 
 

@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from clustersim.analysis.cause import cause_notes
 from clustersim.analysis.culprits import hottest, worst_gpu
 from clustersim.errors import ClustersimError, ResultError, ScenarioError
 from clustersim.plan.memory import does_not_fit
@@ -122,6 +123,7 @@ def figures_of(scenario: Scenario) -> Figures:
             "queue_wait": experts.get("queue_wait"),
             "dropped": experts.get("dropped"),
             "exposed_exchange": exposed / steps if steps else None,
+            "cause": next(cause_notes(summary["cause"]), None),
             "worst_gpu": worst_gpu(trace),
             "hottest": hottest(trace),
         }

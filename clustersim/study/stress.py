@@ -389,7 +389,10 @@ def _notes(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def said_cause(figures: Mapping[str, Any]) -> str:
-    """Who is to blame, in one line: the hot rank with its layer and expert, or the GPU others wait for."""
+    """What holds the run up, in one line; else the hot rank, or the GPU that others wait for."""
+    if figures["cause"] is not None:
+        said = str(figures["cause"]).rstrip(".")
+        return said[0].lower() + said[1:]
     hot, waited = figures["hottest"], figures["worst_gpu"]
     if hot is not None and hot["load"] >= _HOT:
         return said_hottest(hot)

@@ -15,6 +15,7 @@ FIGURES: dict[str, str] = {
     "dropped": "choices dropped because of a capacity factor, as in summary.json; null without one",
     "exposed_exchange": "time per step and GPU that exchanges take or are waited for with nothing computed "
     "meanwhile, s",
+    "cause": "what holds the run up, in one line; null where nothing costs 2 % of a step",
     "worst_gpu.gpu": "the GPU that others waited for longest; `worst_gpu` is null if nobody waited",
     "worst_gpu.rank": "its rank",
     "worst_gpu.share": "the part of all waiting that goes to its account",
