@@ -30,6 +30,7 @@ from clustersim.analysis.utilization import (
     tiers,
     worst,
 )
+from clustersim.study.run import set_beside
 from clustersim.trace.plain import json_text
 from clustersim.trace.record import Recorder, Trace
 
@@ -383,6 +384,8 @@ def paths(value: Any, place: str = "") -> set[str]:
             "memory.parts": "<part>",
             "algorithms": "<kind>",
             "algorithms.<kind>": "<algorithm>",
+            "beside.found": "<number>",
+            "beside.ratio": "<number>",
         }.get(place)
         parts = [paths(entry, f"{place}.{free or key}".lstrip(".")) for key, entry in value.items()]
         return set().union(*parts)
@@ -392,7 +395,9 @@ def paths(value: Any, place: str = "") -> set[str]:
 
 
 def test_the_schema_names_exactly_the_keys_of_a_summary() -> None:
-    found = paths(summarize(VARIANTS["whole"])) - {"gpus[].waited_for"}
+    whole = summarize(VARIANTS["whole"])
+    compared = {**whole, "beside": set_beside("itself", whole, whole)}
+    found = paths(compared) - {"gpus[].waited_for"}
     assert found == SCHEMA.keys()
 
 

@@ -196,13 +196,18 @@ def with_beside(result: Result, shown: str = "", tell: Tell = lambda done, all_:
         return result
     changes = {"gating": scenario.beside.gating, "beside": None, "trace": TraceLevel(level="sums")}
     other = run_scenario(scenario.model_copy(update=changes), shown, tell).summary
-    here, there = ({key: _at(s, path) for key, path in _BESIDE.items()} for s in (result.summary, other))
+    beside = set_beside(scenario.beside.label, result.summary, other)
+    return replace(result, summary={**result.summary, "beside": beside})
+
+
+def set_beside(label: str, summary: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What another run of that label gave, and this run's numbers / its own: `beside` of the summary."""
+    here, there = ({key: _at(s, path) for key, path in _BESIDE.items()} for s in (summary, other))
     ratio = {
         key: ours / theirs if ours is not None and theirs else None
         for (key, ours), theirs in zip(here.items(), there.values(), strict=True)
     }
-    beside = {"label": scenario.beside.label, "found": there, "ratio": ratio}
-    return replace(result, summary={**result.summary, "beside": beside})
+    return {"label": label, "found": there, "ratio": ratio}
 
 
 def _at(summary: Mapping[str, Any], path: Sequence[str]) -> float | None:
