@@ -34,7 +34,7 @@ def rebalancing(trace: Trace) -> dict[str, Any] | None:
         "finished": int((~np.isnan(numbers(table, "ended"))).sum()),
         "copies": int(numbers(table, "copies").sum()),
         "bytes": float(numbers(table, "bytes").sum()),
-        "moving": float(np.nansum(numbers(table, "ended") - numbers(table, "began"))),
+        "moving": _moving(trace),
         "stopped": stopped,
         "stopped_share": stopped / window if window else None,
         "imbalance": _imbalance(trace.tables["placements"]),
@@ -45,6 +45,14 @@ def rebalancing(trace: Trace) -> dict[str, Any] | None:
 
 
 _OF_MOVES = ("before", "foreseen", "after", "unmoved")
+
+
+def _moving(trace: Trace) -> float:
+    """Seconds in which weights of a plan were under way, s; what never ended was until the run did."""
+    began, ended = (numbers(trace.tables["rebalances"], name) for name in ("began", "ended"))
+    over = numbers(trace.tables["steps"], "end").max(initial=0.0)
+    until = np.where(np.isnan(ended), np.maximum(over, began), ended)
+    return float(np.nansum(until - began))
 
 
 def _mean(values: np.ndarray) -> float | None:

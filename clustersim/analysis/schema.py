@@ -113,7 +113,8 @@ SCHEMA: dict[str, str] = {
     "rebalancing.finished": "how often all of them came before the run was over",
     "rebalancing.copies": "expert copies that moved to another rank",
     "rebalancing.bytes": "their weights that came over links",
-    "rebalancing.moving": "time from the first weights' start to the last layer's new places, all moves, s",
+    "rebalancing.moving": "time from the first weights' start to the last layer's new places or the run's "
+    "end, all moves, s",
     "rebalancing.stopped": "time in which passes waited for weights and none was under way, s",
     "rebalancing.stopped_share": "this / the window",
     "rebalancing.imbalance.mean": "as `experts.imbalance.mean`",

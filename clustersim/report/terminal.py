@@ -270,11 +270,13 @@ def _rebalancing(summary: Summary, console: Console) -> None:
     if not found:
         return
     put_title(console, "Experts placed anew")
+    left = found["moved"] - found["finished"]
+    unfinished = f"{left:,} unfinished at the end, " if left else ""
     put_paragraph(
         console,
         "  ",
         f"{found['moved']:,} of {found['planned']:,} plans moved something: {found['copies']:,} copies, "
-        f"{said_size(found['bytes'])} over links in {said_time(found['moving'])}, "
+        f"{said_size(found['bytes'])} over links in {said_time(found['moving'])}, {unfinished}"
         f"stopped for {said_time(found['stopped'])} ({said_or_dash(said_share, found['stopped_share'])})",
     )
     ratio = "{:.2f} x".format

@@ -26,8 +26,8 @@ SLOW_LINK = 4.0
 #: Standard deviation of the logarithm of every GPU's own speed, and of the sources' shares.
 SPREAD_GPUS = 0.05
 RAGGED = 0.3
-#: Gini coefficient of the tokens per expert under ordinary text: a round value, no measured one. It differs by
-#: model and by text; `clustersim gating fit` finds it in measured counts.
+#: Gini coefficient of the tokens per expert under ordinary text: a round value, no measured one. It differs
+#: by model and by text; `clustersim gating fit` finds it in measured counts.
 REAL_GINI = 0.2
 
 
