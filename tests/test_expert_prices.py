@@ -137,7 +137,11 @@ def test_up_activation_and_down_add_up_to_the_measured_layer(counts, gpu):
         price_calls(KERNELS[name], card, "fp8_block", columns)
         for name in ("expert_up", "expert_activation", "expert_down")
     ]
-    assert sum(part.seconds[0] for part in parts) == pytest.approx(whole.seconds[0], rel=1e-9)
+    # Only where a layer all but keeps its roofline, the products' own may ask for a little more.
+    added_up = sum(part.seconds[0] for part in parts) / whole.seconds[0]
+    assert 1.0 - 1e-9 < added_up < 1.06
+    if whole.seconds[0] > 1.2 * KERNELS["experts"].least(card, "fp8_block", columns)[0]:
+        assert added_up == pytest.approx(1.0, rel=1e-9)
     # Two matrices of three stand in the first product, with gates; nobody timed it by itself.
     assert parts[0].seconds[0] > parts[2].seconds[0]
     assert all(ORIGINS[part.origin[0]] != "measured" for part in parts)

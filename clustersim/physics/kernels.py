@@ -136,7 +136,8 @@ def _part(kernel: Kernel, gpu: Gpu, form: str, columns: Columns, key: TableKey) 
     whole = KERNELS[key.kernel]
     seconds, origin, outside = _by_table(whole, gpu, form, columns, key)
     share = kernel.share(gpu, form, whole.parameters(**kernel_table(key).parameters), columns)
-    return seconds * share, np.maximum(origin, INTERPOLATED), outside
+    least = kernel.least(gpu, form, columns)
+    return np.maximum(seconds * share, least), np.maximum(origin, INTERPOLATED), outside
 
 
 def _keep_between(
