@@ -205,7 +205,7 @@ AS_STATED = "as_stated"
 #: Name → what is done to the deployment.
 STRESSES: Mapping[str, Stress] = {
     "real_text": Stress(
-        f"experts' popularity with a Gini coefficient of {REAL_GINI}, shuffled per layer, as real text shows",
+        f"experts' popularity with a Gini coefficient of {REAL_GINI}, shuffled per layer: a round value",
         lambda site: gini(REAL_GINI),
         ("experts",),
     ),
