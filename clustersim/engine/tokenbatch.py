@@ -12,8 +12,9 @@ import simpy
 from clustersim.engine.fabric import Fabric, Meeting
 from clustersim.physics.bounds import Work, work_of
 from clustersim.physics.calibration import ORIGINS
-from clustersim.physics.compute import Price, price_operators
+from clustersim.physics.compute import price_operators
 from clustersim.physics.exchanges import Routes
+from clustersim.physics.kernels import Priced
 from clustersim.plan.layout import Layout
 from clustersim.plan.stepgraph import Operator, StepGraph
 
@@ -92,13 +93,13 @@ def prepare(graph: StepGraph, layout: Layout) -> Prepared:
     return Prepared(graph, programs, _counted(operators, found))
 
 
-def _launched(op: Operator, found: Price) -> np.ndarray:
+def _launched(op: Operator, found: Priced) -> np.ndarray:
     # Served one by one, an expert without tokens is not launched at all.
     return np.where((op.slot >= 0) & (op.bytes == 0), 0.0, found.seconds)
 
 
 def _counted(
-    operators: Sequence[Operator], found: Sequence[Price]
+    operators: Sequence[Operator], found: Sequence[Priced]
 ) -> dict[PriceKey, tuple[int, float, float]]:
     counted: dict[PriceKey, tuple[int, float, float]] = {}
     for op, one in zip(operators, found, strict=True):

@@ -23,7 +23,7 @@ FAR_STEP = 0.125
 class TableKey(NamedTuple):
     """What a table speaks about.
 
-    kernel   a key of physics.compute.KERNELS
+    kernel   a key of physics.kernels.KERNELS
     gpu      a name of the catalogue
     format   of the operands, a key of spec.model.FORMAT_BYTES
     library  whose kernels were timed
