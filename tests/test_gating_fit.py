@@ -237,7 +237,7 @@ def test_a_replayed_file_travels_with_the_scenario(tmp_path: Path) -> None:
     "name, content, problem",
     [
         ("c.csv", "layer,expert,count\n0,0,1\n0,7,1\n", "has 8 experts; tiny has 4"),
-        ("c.csv", "layer,expert,count\n0,0,x\n", 'line 2 count "x"'),
+        ("c.csv", "layer,expert,count\n0,0,x\n", '"c.csv", line 2: count "x" is not'),
         ("c.txt", "", "is no file of counts"),
         ("/etc/c.csv", "", "must be relative"),
         ("../../c.csv", "", "outside the folder"),

@@ -19,7 +19,7 @@ from clustersim.seeds import stream
 from clustersim.spec.model import Model
 from clustersim.spec.routing import unpacked
 from clustersim.spec.scenario import Scenario
-from clustersim.spec.workload import Gating, LayerCurve
+from clustersim.spec.workload import Gating, LayerCurve, burst_experts, fewest_hot
 
 #: Halvings of an interval of exponents; the last is below what a float can tell apart.
 _HALVINGS = 60
@@ -29,8 +29,6 @@ _WIDEST = 100.0
 _WAVES = 32
 #: Correlation of two normal scores at which that of their ranks is one half: 2 sin(pi / 12).
 _HALF = 2.0 * np.sin(np.pi / 12.0)
-#: Of a burst: one expert in so many is hot.
-_BURST_OF = 8
 
 
 def settled(scenario: Scenario) -> Gating:
@@ -97,10 +95,14 @@ def _wished(gating: Gating, experts: int, top_k: int) -> np.ndarray:
 
 
 def _hot(gating: Gating, experts: int, top_k: int) -> np.ndarray:
-    hot = min(max(gating.hot_experts, 1), experts)
+    hot = min(_hot_experts(gating, top_k), experts)
     share = np.full(experts, (1.0 - gating.hot_share) / max(experts - hot, 1))
     share[:hot] = gating.hot_share / hot
     return capped(share / share.sum(), top_k)
+
+
+def _hot_experts(gating: Gating, top_k: int) -> int:
+    return gating.hot_experts or fewest_hot(gating.hot_share, top_k)
 
 
 @lru_cache(maxsize=1024)
@@ -206,7 +208,7 @@ def _ranked(gating: Gating, experts: int, layer: int, seed: int, step: int, top_
 
 
 def _on_rank(gating: Gating, experts: int, layer: int, seed: int, step: int, top_k: int) -> np.ndarray:
-    first = gating.hot_rank * max(gating.hot_experts, 1)
+    first = gating.hot_rank * _hot_experts(gating, top_k)
     return np.asarray(np.roll(_hot(gating, experts, top_k), first))
 
 
@@ -273,14 +275,15 @@ def _bursting(share: np.ndarray, gating: Gating, layer: int, seed: int, step: in
     if burst == 0 or since >= gating.burst_steps:
         return share
     experts = len(share)
-    hot = stream(seed, "gating", "burst", burst, layer).permutation(experts)[: max(experts // _BURST_OF, 1)]
+    hot = stream(seed, "gating", "burst", burst, layer).permutation(experts)[: burst_experts(experts)]
     mixed = (1.0 - gating.burst_share) * share
     mixed[hot] += gating.burst_share / len(hot)
     return capped(mixed, top_k)
 
 
 def _rotating(share: np.ndarray, gating: Gating, layer: int, seed: int, step: int, top_k: int) -> np.ndarray:
-    return np.roll(share, step // gating.rotate_every * max(gating.hot_experts, 1))
+    onward = _hot_experts(gating, top_k) if gating.skew == "hot" else max(gating.hot_experts, 1)
+    return np.roll(share, step // gating.rotate_every * onward)
 
 
 MOTIONS: dict[str, Callable[[np.ndarray, Gating, int, int, int, int], np.ndarray]] = {

@@ -17,7 +17,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.spec.documents import DocumentError
+from clustersim.errors import nearest
+from clustersim.spec.documents import NO_FILE, DocumentError
 
 #: Largest file that is read, and largest array in one, bytes.
 LARGEST_FILE = 128 * 2**20
@@ -34,6 +35,8 @@ LARGEST_ARRAY = 512 * 2**20
 MOST_LAYERS, MOST_EXPERTS = 10_000, 65_536
 #: Longest packed text that a scenario may carry, characters.
 LONGEST = 8 * 2**20
+#: Names of measurements that a message lists.
+_LISTED = 40
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +61,34 @@ class Routing:
         return min(range(len(self.layers)), key=lambda at: abs(self.layers[at] - layer))
 
 
+class NoSuchMeasurement(DocumentError):
+    """None, or several, of a file's measurements are called as wished."""
+
+
+def choose(found: Sequence[Routing], name: str) -> Routing:
+    """The measurement of that name, or the only one whose name holds all its words.
+
+    name     "" where there is only one
+    Raises   NoSuchMeasurement that lists the names
+    """
+    words = name.casefold().split()
+    fitting = [one for one in found if all(word in one.name.casefold() for word in words)]
+    exact = [one for one in fitting if one.name.casefold().split() == words]
+    if len(exact or fitting) == 1:
+        return (exact or fitting)[0]
+    if not name:
+        raise NoSuchMeasurement(f"holds {len(found)} measurements; name one: {_listed(found)}")
+    if fitting:
+        raise NoSuchMeasurement(f'holds {len(fitting)} measurements "{name}": {_listed(fitting)}')
+    near = nearest(name, [one.name for one in found])
+    raise NoSuchMeasurement(f'holds no measurement "{name}"{near}; there are {_listed(found)}')
+
+
+def _listed(found: Sequence[Routing]) -> str:
+    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    return ", ".join(f'"{one.name}"' for one in found[:_LISTED]) + more
+
+
 def read_routing(path: Path, top_k: int = 0) -> list[Routing]:
     """All measurements of a file.
 
@@ -66,7 +97,7 @@ def read_routing(path: Path, top_k: int = 0) -> list[Routing]:
     """
     try:
         if not path.is_file():
-            raise DocumentError("there is no such file" if not path.exists() else "is not a file")
+            raise DocumentError(NO_FILE if not path.exists() else "is not a file")
         if path.stat().st_size > LARGEST_FILE:
             raise DocumentError(f"is larger than {LARGEST_FILE // 2**20} MiB")
         data = path.read_bytes()
