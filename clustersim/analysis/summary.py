@@ -85,7 +85,7 @@ def memory(trace: Trace) -> dict[str, Any] | None:
 def _notes(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on what stands out in a run."""
     yield from cause_notes(summary["cause"])
-    yield from filter(None, [trace.facts.get("startup")])
+    yield from filter(None, [trace.facts.get("startup"), trace.facts.get("gating")])
     yield from price_notes(trace, summary["prices"])
     yield from _fault_note(trace)
     yield from _wait_note(trace, summary)

@@ -7,8 +7,9 @@ layer and the step alone: any step can be asked for without those before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import groupby
 from statistics import NormalDist
 
 import numpy as np
@@ -25,6 +26,8 @@ from clustersim.spec.workload import Gating, LayerCurve, burst_experts, fewest_h
 _HALVINGS = 60
 #: Widest lognormal that is tried, as standard deviation of the logarithm.
 _WIDEST = 100.0
+#: Spans of layers that a sentence names.
+_SPANS = 6
 #: Waves whose sum is a drifting score.
 _WAVES = 32
 #: Correlation of two normal scores at which that of their ranks is one half: 2 sin(pi / 12).
@@ -63,6 +66,52 @@ def load_shares(gating: Gating, model: Model, seed: int, step: int = 0) -> np.nd
     return np.stack(
         [popularity(gating, model.experts, layer, seed, step, model.top_k) for layer in range(model.layers)]
     )
+
+
+def stand_ins(gating: Gating, model: Model) -> list[str]:
+    """Sentences on what fitted or measured popularity stands for: which layers, of how many choices."""
+    if gating.skew == "fitted":
+        return _standing(sorted(curve.layer for curve in gating.layers), "fitted", model)
+    if gating.skew != "replayed" or not gating.content:
+        return []
+    measured = unpacked(gating.content)
+    notes = _standing(measured.layers, "measured", model)
+    if measured.top_k not in (0, model.top_k):
+        notes.append(f"Measured with top-{measured.top_k}; a token of {model.name} takes top-{model.top_k}.")
+    if measured.again:
+        notes.append(
+            f"{measured.again:,} rows of the measured counts name an expert of a layer once more; they are "
+            "added up."
+        )
+    return notes
+
+
+def _standing(known: Sequence[int], what: str, model: Model) -> list[str]:
+    """Sentences on layers that others stand for, and on those that stand for none."""
+    layers = [layer for layer in range(model.layers) if model.has_experts(layer)]
+    of = {layer: min(known, key=lambda one: abs(one - layer)) for layer in layers}
+    spans = [
+        f"{_span([layer for layer, _ in run])} as layer {stands}"
+        for stands, some in groupby(((n, one) for n, one in of.items() if n != one), key=lambda pair: pair[1])
+        for run in [list(some)]
+    ]
+    notes = []
+    if spans:
+        more = f" and {len(spans) - _SPANS} more" if len(spans) > _SPANS else ""
+        said = ", ".join(spans[:_SPANS]) + more
+        notes.append(f"Layers that were not {what} have the popularity of the nearest one that was: {said}.")
+    left = [layer for layer in known if layer not in of.values()]
+    if left:
+        few = ", ".join(map(str, left[:_SPANS])) + (" ..." if len(left) > _SPANS else "")
+        notes.append(
+            f"{len(left)} {what} layer{'s' * (len(left) > 1)} ({few}) stand{'s' * (len(left) == 1)} for no "
+            f"layer with experts of {model.name}."
+        )
+    return notes
+
+
+def _span(layers: Sequence[int]) -> str:
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
 
 
 def gini(load: np.ndarray) -> np.ndarray:

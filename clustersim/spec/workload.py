@@ -62,14 +62,13 @@ class LayerCurve(Value):
 
 
 class Gating(Value):
-    """How popular the experts are, and how that changes.
+    """How popular the experts are, and how that changes. A key that the skew, or the motion, has no use for
+    is an error; a file or a --set that names a skew (or motion) puts aside what the files it extends, and
+    options before it, had said for others.
 
     Popularity is the share of all choices of a layer that an expert gets. A token takes `top_k` different
     experts, so that no share exceeds 1 / top_k: what zipf or measured counts would give beyond goes to the
     others; a `hot_share`, `burst_share` or `gini` beyond is an error.
-
-    A key that the skew, or the motion, has no use for is an error. A file or a --set that names a skew (or
-    motion) puts aside what the files it extends, and options before it, had said for others.
 
     skew             even: every expert gets the same; uniform: every token draws at random, all experts
                      alike; zipf: popularity of rank r is r ** -exponent; gini: lognormal with the wished

@@ -23,6 +23,7 @@ from clustersim.plan.parameters import (
     expert_parameters,
     total_parameters,
 )
+from clustersim.plan.popularity import stand_ins
 from clustersim.plan.stepgraph import StepGraph
 from clustersim.plan.topology import summary as topology_summary
 from clustersim.serving.arrivals import requests
@@ -241,4 +242,5 @@ def _notes(scenario: Scenario, layout: Layout) -> list[str]:
             "Links go down in this scenario, and flows then take other paths; the network bound is that of "
             "the usual paths. A run reckons each step's bound from the paths that were taken."
         )
+    notes += stand_ins(scenario.gating, model)
     return [*notes, *filter(None, [left_out(layout.topology, scenario.network.startup)])]

@@ -16,6 +16,7 @@ from clustersim.errors import ClustersimError, Mistake, ScenarioError, StuckErro
 from clustersim.physics.fidelity import wait as wait
 from clustersim.plan.layout import Layout, lay_out
 from clustersim.plan.memory import does_not_fit, pass_tokens, slots_of
+from clustersim.plan.popularity import stand_ins
 from clustersim.spec.reading import gpu_of, read_scenario
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import TraceLevel
@@ -163,6 +164,7 @@ def run_scenario(scenario: Scenario, shown: str = "", tell: Tell = lambda done, 
         "phase": scenario.workload.phase,
         "claimed": dict(scenario.claimed) if scenario.claimed else None,
         "scenario": to_toml(scenario),
+        "gating": " ".join(stand_ins(scenario.gating, scenario.model)),
     }
     try:
         trace = simulate(scenario, layout, facts, tell)
