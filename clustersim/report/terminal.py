@@ -259,10 +259,13 @@ def _experts(summary: Summary, console: Console) -> None:
     ]
     put_table(console, ["mean", "p50", "p99", "max"], rows)
     slow = experts["slowest"]
-    if slow["mean"] > 0:
-        where = f"expert {slow['expert']} of layer {slow['layer']} on rank {slow['rank']}"
-        found = f"{said_time(slow['mean'])} on average, p99 {said_time(slow['p99'])}"
-        put_paragraph(console, "  ", f"longest in the queue of {where}: {found}")
+    for where, found in (
+        ("queue wait on average", experts["queue_wait"]),
+        (f"slowest is expert {slow['expert']} of layer {slow['layer']} on rank {slow['rank']}", slow),
+    ):
+        served = f", {said_time(found['service'])} in service" if found is slow else ""
+        waits = f"{said_time(found['coming'])} for tokens still to come, {said_time(found['behind'])}"
+        put_paragraph(console, "  ", f"{where}: {waits} behind other work{served}")
 
 
 def _rebalancing(summary: Summary, console: Console) -> None:
