@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
+from scenarios import parallel, rail_tree, trace_of
+from scenarios import tiny as scenario
 from synthetic import CLAIM, FACTS, tiny
 
 from clustersim.analysis.experts import experts
@@ -408,6 +410,16 @@ def paths(value: Any, place: str = "") -> set[str]:
 def test_the_schema_names_exactly_the_keys_of_a_summary() -> None:
     whole = summarize(VARIANTS["whole"])
     compared = {**whole, "beside": set_beside("itself", whole, whole)}
+    # One cause has no layer, the other no places.
+    scattered = scenario(
+        rail_tree(2, 4),
+        deployment=parallel(dp=8),
+        model={"experts": 16, "layers": 8, "ffn": 512},
+        workload={"sequences": 256},
+        gating={"skew": "zipf"},
+    )
+    compared["cause"] = summarize(trace_of(scattered))["cause"]
+    assert compared["cause"].keys() == whole["cause"].keys()
     found = paths(compared) - {"gpus[].waited_for"}
     assert found == SCHEMA.keys()
 

@@ -58,6 +58,14 @@ def experts(trace: Trace) -> dict[str, Any] | None:
     }
 
 
+def dropped_share(found: dict[str, Any] | None) -> float | None:
+    """The part of all choices of tokens that no expert had room for; None if no expert was at work.
+
+    found  what `experts` says
+    """
+    return None if found is None else found["dropped"] / (found["dropped"] + found["tokens"])
+
+
 def _slowest(table: Columns) -> dict[str, Any]:
     """rank, layer, expert; coming, behind, service: mean of a token for this expert there, s.
 

@@ -40,6 +40,8 @@ SCHEMA: dict[str, str] = {
     "finish, 1/s",
     "throughput.output_tokens_per_second": "tokens made in that time, 1/s",
     "throughput.input_tokens_per_second": "prompt tokens read in that time, 1/s",
+    "throughput.dropped_share": "the part of all choices of tokens for experts that no expert had room for "
+    "(gating.capacity_factor): tokens per second count such tokens like others; null without experts",
     "latency.step": "a step, from its first micro-batch's start at stage 0 to its last one's end, s",
     "latency.token_batch": "one micro-batch's pass through all pipeline stages, s",
     "latency.tpot": "per request, mean time per further output token, s: (finish - first token) / (output "
@@ -89,8 +91,15 @@ SCHEMA: dict[str, str] = {
     "cause.ranks": "how many EP ranks with hot experts are waited for where they are many, else null",
     "cause.moves[]": "layer, step: the rank with the hot experts changes from one to the next; empty where "
     "one rank or a link is the cause",
-    "cause.places[]": "of hot experts on many ranks the worst, at most three, else empty: rank, gpu, layer "
-    "and expert; expert_load and rank_load while they are waited for; wait: in a step, s, and share: of it",
+    "cause.places[].rank": "of hot experts on many ranks the places that cost most, three at most, else "
+    "empty: the rank, the first of those that share an expert",
+    "cause.places[].gpu": "its GPU",
+    "cause.places[].layer": "the layer",
+    "cause.places[].expert": "the expert with most tokens there while the rank is waited for",
+    "cause.places[].expert_load": "its tokens / mean of the expert copies of the layer meanwhile",
+    "cause.places[].rank_load": "tokens of the rank / mean of the ranks meanwhile",
+    "cause.places[].wait": "how long a GPU waits there in a step, mean, s",
+    "cause.places[].share": "that as a share of what a step costs",
     "experts.imbalance.mean": "largest / mean tokens over the EP ranks of one layer of one token batch; "
     "mean over those",
     "experts.imbalance.max": "the largest over those",
@@ -165,8 +174,8 @@ SCHEMA: dict[str, str] = {
     "claimed.tpot.ratio": "found / claimed",
     "beside.label": "what the run was compared with, by the same random numbers; `beside` is null where the "
     "scenario names nothing",
-    "beside.found.<number>": "total_tokens_per_second, the means of tpot, ttft and step, and imbalance, as "
-    "elsewhere in this summary; of the other run",
+    "beside.found.<number>": "total_tokens_per_second, the means of tpot, ttft and step, imbalance and "
+    "dropped_share, as elsewhere in this summary; of the other run",
     "beside.ratio.<number>": "this run / the other, or null",
     "prices.shares.<origin>": "share of the computing time that is measured, interpolated between "
     "measured calls, extrapolated beyond them or from a relative of the GPU, or formula alone; `prices` is "
