@@ -236,6 +236,7 @@ def _experts(recorder: Recorder) -> None:
         done=[2.5, 1.3, 6.0, 7.0],
         length=[3, 1, 0, 4],
         wait=[1.5, 0.1, 0.0, 4.0],
+        behind=[0.9, 0.0, 0.0, 1.0],
         wait_p50=[0.5, 0.1, NAN, 1.0],
         wait_p99=[0.5, 0.1, NAN, 1.0],
         wait_max=[1.0, 0.1, NAN, 2.0],

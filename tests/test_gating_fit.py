@@ -467,6 +467,35 @@ def test_a_run_is_set_beside_the_same_run_under_the_other_gating() -> None:
     assert with_beside(run_scenario(uneven())).summary["beside"] is None
 
 
+def test_beside_it_the_same_gpu_is_slow_though_another_would_be_the_hottest() -> None:
+    here, there = ({"skew": "hot_rank", "hot_rank": rank, "hot_share": 0.8} for rank in (1, 3))
+    slow = {"kind": "slow_gpu", "factor": 4.0}
+    both = uneven(gating=here, faults=[{**slow, "gpu": "hottest"}], beside={"label": "x", "gating": there})
+    beside = with_beside(run_scenario(both)).summary["beside"]["found"]
+    same, other = (
+        run_scenario(uneven(gating=there, faults=[{**slow, "gpu": gpu}])).summary["latency"]["step"]["mean"]
+        for gpu in (1, "hottest")
+    )
+    assert beside["step"] == same != other
+    assert run_scenario(both).scenario.faults[0].gpu == "hottest"
+
+
+def test_dropped_choices_stand_beside_the_throughput_of_both_runs() -> None:
+    zipf = {"skew": "zipf"}
+    capped = {**zipf, "capacity_factor": 1.0}
+    found = with_beside(run_scenario(uneven(gating=capped, beside={"label": "all", "gating": zipf}))).summary
+    share, experts = found["throughput"]["dropped_share"], found["experts"]
+    # 32 sequences choose 2 experts in each of 2 layers, in 2 steps.
+    assert 0 < share == experts["dropped"] / (32 * 2 * 2 * 2)
+    assert (
+        found["beside"]["found"]["dropped_share"] == 0.0 and found["beside"]["ratio"]["dropped_share"] is None
+    )
+    assert any(f"{share:.1%} of all; they were dropped" in note for note in found["notes"])
+    # However small the factor, every expert that is chosen takes one token.
+    least = run_scenario(uneven(gating={**zipf, "capacity_factor": 1e-6})).trace.raw.tables["experts"]
+    assert np.asarray(least["tokens"]).max() == 1
+
+
 def test_mistakes_of_the_other_gating_are_told(tmp_path: Path) -> None:
     other = {"skew": "hot_rank", "hot_rank": 9, "hot_share": 0.8}
     (tmp_path / "s.toml").write_text(to_toml(uneven(beside={"label": "x", "gating": other})))

@@ -275,6 +275,8 @@ class Ledger:
         there = np.where(tokens > 0, arrivals(meeting, exchange.groups)[:, :, holder], np.nan)
         nobody = ~(tokens > 0).any(axis=1)
         waits = waits_of(there, tokens, begun, size)
+        # The last exchange before the experts: the dispatch, or what sharers of an expert gather after it.
+        over = block.end[place, int(jobs.first.min()) - 1]
         held = self._token_waits.setdefault(block.batch.phase, TokenWaits())
         held.add(waits.seconds, waits.tokens)
         self._recorder.rows(
@@ -292,6 +294,7 @@ class Ledger:
             done=np.where(size > 0, ends, begun[..., :1]).max(axis=2).ravel(),
             length=np.where(there <= begun.min(axis=2)[:, None, :], tokens, 0).sum(axis=1).ravel(),
             wait=waits.total().ravel(),
+            behind=waits.behind(over).ravel(),
             wait_p50=waits.quantile(0.5).ravel(),
             wait_p99=waits.quantile(0.99).ravel(),
             wait_max=waits.longest().ravel(),

@@ -103,7 +103,8 @@ class Gating(Value):
     correlation      between the ranks that an expert has in two layers: 0 none, 1 the same order everywhere
     shuffle          popularity ranks are shuffled per layer; otherwise expert 0 is the hottest everywhere
     capacity_factor  an expert takes at most this many times its even share of an EP group's choices, the
-                     others are dropped, of every source in proportion; 0: no bound
+                     others are dropped, of every source in proportion; it takes one at least, however
+                     small the factor, and what is dropped stands beside tokens/s; 0: no bound
     node_limited     a token's experts lie in `groups_chosen` of the model's `expert_groups`
     """
 
@@ -156,6 +157,8 @@ def fewest_hot(share: float, top_k: int) -> int:
 
 class Beside(Value):
     """The same scenario under another gating, run with the same random numbers and set beside the result.
+
+    Faults of the hottest GPU befall the same GPU in both runs: the one that is hottest in the scenario.
 
     label   what it is, in a few words
     gating  in place of the scenario's

@@ -167,6 +167,11 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "done": ("float64", "when it had served it, s"),
         "length": ("int64", "tokens in the queue when service began"),
         "wait": ("float64", "time in the queue summed over its tokens, token-seconds"),
+        "behind": (
+            "float64",
+            "of this, the time when all was there that is served together and the rank did other work "
+            "first, token-seconds; before that, tokens wait for those still to come",
+        ),
         "wait_p50": ("float64", "half of its tokens waited at most this, s; NaN if none came"),
         "wait_p99": ("float64", "99 in 100 of its tokens waited at most this, s; NaN if none came"),
         "wait_max": ("float64", "the longest that one of its tokens waited, s; NaN if none came"),
