@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,14 @@ from clustersim.errors import ResultError
 from clustersim.trace.plain import json_text, read_json
 from clustersim.trace.record import TABLES, Columns, Text, Trace
 
-#: Changed whenever a table or column changes its meaning; other versions are refused.
-TRACE_VERSION = 3
+#: Changed whenever a table or column changes its meaning.
+TRACE_VERSION = 4
+#: Versions that are read, the present one included: what an older one lacks is filled.
+READABLE = (3, 4)
+
+#: What version 4 added: (table, column) → what stands there in an older trace; tables are empty there.
+_ADDED: dict[tuple[str, str], float] = {("spans", "group"): -1, ("spans", "priced"): nan}
+_ADDED_TABLES = ("span_links", "link_use", "kv_use")
 
 _ROW_GROUP = 1 << 20
 _FACTS = "facts.json"
@@ -63,8 +70,8 @@ def read(folder: Path) -> Trace:
 
     Raises   ResultError if a file is missing, damaged, or not of this version's form
     """
-    facts = _read_facts(folder / _FACTS)
-    return Trace({table: _read_table(folder / f"{table}.parquet", table) for table in TABLES}, facts)
+    version, facts = _read_facts(folder / _FACTS)
+    return Trace({table: _read_table(folder / f"{table}.parquet", table, version) for table in TABLES}, facts)
 
 
 def to_arrow(columns: Columns, table: str = "") -> pa.Table:
@@ -78,7 +85,8 @@ def to_arrow(columns: Columns, table: str = "") -> pa.Table:
         pa.field(name, array.type, metadata=_field_metadata(columns[name], expected.get(name)))
         for name, array in arrays.items()
     ]
-    return pa.Table.from_arrays(list(arrays.values()), schema=pa.schema(fields))
+    about = {"trace_version": str(TRACE_VERSION), "table": table} if table else None
+    return pa.Table.from_arrays(list(arrays.values()), schema=pa.schema(fields, metadata=about))
 
 
 def _arrow_array(column: np.ndarray | Text) -> Any:
@@ -101,15 +109,20 @@ def _field_metadata(column: np.ndarray | Text, expected: tuple[str, str] | None)
     return metadata
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
+def _read_facts(path: Path) -> tuple[int, dict[str, Any]]:
+    """Version of the trace, and its facts."""
     facts = read_json(path, f"there is no trace here; {_FACTS} is missing")
     version = facts.pop("trace_version", None)
-    if version != TRACE_VERSION:
-        raise ResultError(f"{path}: trace version {version!r} is not {TRACE_VERSION}; run the scenario again")
-    return facts
+    if version not in READABLE:
+        known = ", ".join(map(str, READABLE))
+        raise ResultError(f"{path}: trace version {version!r} is not one of {known}; run the scenario again")
+    return version, facts
 
 
-def _read_table(path: Path, table: str) -> Columns:
+def _read_table(path: Path, table: str, version: int) -> Columns:
+    older = version < TRACE_VERSION
+    if older and table in _ADDED_TABLES:
+        return {name: _empty(dtype) for name, (dtype, _) in TABLES[table].items()}
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             found = file.read().combine_chunks()
@@ -117,9 +130,31 @@ def _read_table(path: Path, table: str) -> Columns:
         raise ResultError(f"{path}: missing; the trace is not whole") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ResultError(f"{path}: damaged: {error}") from error
-    if found.column_names != list(TABLES[table]):
+    wanted = [name for name in TABLES[table] if not (older and (table, name) in _ADDED)]
+    if found.column_names != wanted:
         raise ResultError(f"{path}: its columns are not those of {table}: {', '.join(found.column_names)}")
-    return {name: _column(found, name, dtype, path) for name, (dtype, _) in TABLES[table].items()}
+    _check_about(path, found.schema.metadata or {}, table, version)
+    return {
+        name: _column(found, name, dtype, path)
+        if name in wanted
+        else np.full(len(found), _ADDED[table, name], dtype=dtype)
+        for name, (dtype, _) in TABLES[table].items()
+    }
+
+
+def _check_about(path: Path, about: Mapping[bytes, bytes], table: str, version: int) -> None:
+    """Raises ResultError where a file says that it is another table's, or of another version."""
+    said = tuple(about.get(key, b"").decode() for key in (b"table", b"trace_version"))
+    # Version 3 wrote neither.
+    if version >= 4 and said != (table, str(version)):
+        raise ResultError(
+            f'{path}: says that it is table "{said[0]}" of trace version "{said[1]}"; '
+            f"here belongs {table} of version {version}"
+        )
+
+
+def _empty(dtype: str) -> np.ndarray | Text:
+    return Text(np.empty(0, dtype="int32"), ()) if dtype == "text" else np.empty(0, dtype=dtype)
 
 
 def _column(found: pa.Table, name: str, dtype: str, path: Path) -> np.ndarray | Text:
