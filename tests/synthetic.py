@@ -90,6 +90,7 @@ def _prices(recorder: Recorder) -> None:
         count=[4, 3, 2],
         seconds=[5.0, 3.0, 2.0],
         outside=[0.0, 0.0, 1.5],
+        launch=[0.5, 0.3, 0.0],
     )
 
 

@@ -29,7 +29,9 @@ class Facts:
         """float64[n] s of launches in spans of operators; 0 where the trace does not say."""
         spans = self._spans
         phase = self._phase_code[spans.token_batch[rows]] if len(self._phase_code) else 0
-        found: np.ndarray = np.where(spans.is_exchange[rows], 0.0, self._launches[phase, spans.operator[rows]])
+        found: np.ndarray = np.where(
+            spans.is_exchange[rows], 0.0, self._launches[phase, spans.operator[rows]]
+        )
         return found
 
     @property
@@ -206,9 +208,7 @@ class Facts:
         load = self.load(row) if operator.startswith(_EXPERT) else None
         if load is None:
             return f"waiting for straggler rank {rank}, which has more to do in {operator} than the mean rank"
-        return (
-            f"waiting for straggler rank {rank}: its experts have {load[0]:,} tokens, {load[1]:.2f} x the mean"
-        )
+        return f"waiting for straggler rank {rank}: its experts have {load[0]:,} tokens, {load[1]:.2f} x the mean"
 
     def _said_slow(self, row: int) -> str:
         spans = self._spans

@@ -81,7 +81,7 @@ class Ledger:
         self._waits: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}
         #: (operator, phase, kind, algorithm) → how often, bytes
         self._exchanges: dict[Key, tuple[int, float]] = {}
-        self._prices: dict[tuple[str, PriceKey], tuple[int, float, float]] = {}
+        self._prices: dict[tuple[str, PriceKey], tuple[int, float, float, float]] = {}
         self._token_waits: dict[str, TokenWaits] = {}
 
     def write(self, batch: TokenBatch) -> int:
@@ -118,12 +118,13 @@ class Ledger:
 
     def _priced(self, batch: TokenBatch) -> None:
         """Counts where the durations of a batch's operators come from."""
-        for key, (count, seconds, outside) in batch.prices.items():
-            held = self._prices.get((batch.phase, key), (0, 0.0, 0.0))
+        for key, (count, seconds, outside, launch) in batch.prices.items():
+            held = self._prices.get((batch.phase, key), (0, 0.0, 0.0, 0.0))
             self._prices[batch.phase, key] = (
                 held[0] + count,
                 held[1] + seconds,
                 max(held[2], outside),
+                held[3] + launch,
             )
 
     def _choices(self, batch: TokenBatch) -> None:
@@ -373,7 +374,7 @@ class Ledger:
             )
         self._recorder.rows("link_use", **self.links.rows())
         for phase, priced in sorted(self._prices):
-            count, seconds, outside = self._prices[phase, priced]
+            count, seconds, outside, launch = self._prices[phase, priced]
             self._recorder.rows(
                 "prices",
                 **priced._asdict(),
@@ -381,6 +382,7 @@ class Ledger:
                 count=count,
                 seconds=seconds,
                 outside=outside,
+                launch=launch,
             )
         for name, phase, layer in sorted(self._waited_for):
             waited = self._waited_for[name, phase, layer]

@@ -28,7 +28,11 @@ TRACE_VERSION = 4
 READABLE = (3, 4)
 
 #: What version 4 added: (table, column) → what stands there in an older trace; tables are empty there.
-_ADDED: dict[tuple[str, str], float] = {("spans", "group"): -1, ("spans", "priced"): nan}
+_ADDED: dict[tuple[str, str], float] = {
+    ("spans", "group"): -1,
+    ("spans", "priced"): nan,
+    ("prices", "launch"): nan,
+}
 _ADDED_TABLES = ("span_links", "link_use", "kv_use")
 
 _ROW_GROUP = 1 << 20

@@ -143,6 +143,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "count": ("int64", "operators so priced, over all ranks"),
         "seconds": ("float64", "their durations, added up over all ranks, s"),
         "outside": ("float64", "the furthest beyond what was measured, octaves"),
+        "launch": ("float64", "of these seconds, those of launches by the kernels' formulas, s"),
     },
     "links": {
         "link": ("int32", "link number"),
