@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,25 @@ def read(folder: Path) -> Trace:
     return Trace({table: _read_table(folder / f"{table}.parquet", table) for table in TABLES}, facts)
 
 
+def read_table(
+    folder: Path, table: str, columns: Collection[str] | None = None
+) -> dict[str, np.ndarray | Text]:
+    """Some columns of one table of a trace, or all of them; its arrays are read-only.
+
+    folder   that `write` wrote
+    Raises   ResultError if the file is missing, damaged, or not of this version's form
+    """
+    return _read_table(folder / f"{table}.parquet", table, columns)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The facts of a trace that belong to no row.
+
+    Raises   ResultError if there is no trace, or one of another version
+    """
+    return _read_facts(folder / _FACTS)
+
+
 def to_arrow(columns: Columns, table: str = "") -> pa.Table:
     """The columns as an Arrow table, without copying numbers; text columns become dictionaries.
 
@@ -109,17 +128,21 @@ def _read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _read_table(path: Path, table: str) -> Columns:
+def _read_table(
+    path: Path, table: str, columns: Collection[str] | None = None
+) -> dict[str, np.ndarray | Text]:
+    chosen = TABLES[table] if columns is None else {name: TABLES[table][name] for name in columns}
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            found = file.read().combine_chunks()
+            names = file.schema_arrow.names
+            found = file.read([name for name in names if name in chosen]).combine_chunks()
     except FileNotFoundError:
         raise ResultError(f"{path}: missing; the trace is not whole") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ResultError(f"{path}: damaged: {error}") from error
-    if found.column_names != list(TABLES[table]):
-        raise ResultError(f"{path}: its columns are not those of {table}: {', '.join(found.column_names)}")
-    return {name: _column(found, name, dtype, path) for name, (dtype, _) in TABLES[table].items()}
+    if names != list(TABLES[table]):
+        raise ResultError(f"{path}: its columns are not those of {table}: {', '.join(names)}")
+    return {name: _column(found, name, dtype, path) for name, (dtype, _) in chosen.items()}
 
 
 def _column(found: pa.Table, name: str, dtype: str, path: Path) -> np.ndarray | Text:
