@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clustersim.analysis.columns import is_word, ratio
 from clustersim.analysis.latency import numbers, words
 from clustersim.analysis.utilization import STATES
 from clustersim.errors import ResultError
-from clustersim.trace.record import Text, Trace
+from clustersim.trace.record import Columns, Trace
 
 Window = tuple[float, float]
 
@@ -45,17 +46,17 @@ class LinkUse:
 
     def utilization(self) -> np.ndarray:
         """float64[K, B] bytes ÷ capacity; 0 where there is none."""
-        return _ratio(self.bytes, self.capacity)
+        return ratio(self.bytes, self.capacity)
 
     def of_tier(self, tier: str) -> np.ndarray:
         """float64[B] bytes of a tier's links ÷ their capacity."""
         rows = self.tiers[tier]
-        return _ratio(self.bytes[rows].sum(axis=0), self.capacity[rows].sum(axis=0))
+        return ratio(self.bytes[rows].sum(axis=0), self.capacity[rows].sum(axis=0))
 
     def busiest_of_tier(self, tier: str) -> np.ndarray:
         """float64[B] utilization of the tier's busiest link, bin by bin."""
         rows = self.tiers[tier]
-        most: np.ndarray = _ratio(self.bytes[rows], self.capacity[rows]).max(axis=0)
+        most: np.ndarray = ratio(self.bytes[rows], self.capacity[rows]).max(axis=0)
         return most
 
 
@@ -81,10 +82,10 @@ def gpu_use(trace: Trace, bins: int, window: Window | None = None) -> GpuUse:
     edges = edges_of(trace, bins, window)
     spans = spans_of(trace)
     size = int(numbers(trace.tables["ranks"], "rank").max(initial=-1)) + 1
-    chosen = _is(spans, "stream", "compute")
+    chosen = is_word(spans, "stream", "compute")
     chosen &= (numbers(spans, "start") < edges[-1]) & (numbers(spans, "end") > edges[0])
     rank, start, met, end = (numbers(spans, name)[chosen] for name in ("rank", "start", "met", "end"))
-    computes = _is(spans, "kind", "compute")[chosen]
+    computes = is_word(spans, "kind", "compute")[chosen]
     exchanges = ~computes
     width = np.diff(edges)
     shares = np.empty((size, bins, len(STATES)))
@@ -116,7 +117,7 @@ def link_use(trace: Trace, bins: int, window: Window | None = None) -> LinkUse:
     table, links = trace.tables["link_use"], trace.tables["links"]
     size = len(numbers(links, "link"))
     start, end = numbers(table, "start"), numbers(table, "end")
-    rate = _ratio(numbers(table, "bytes"), end - start)
+    rate = ratio(numbers(table, "bytes"), end - start)
     carried = binned(numbers(table, "link"), start, end, rate, edges, size)
     order = np.argsort(numbers(links, "link"), kind="stable")
     tier = words(links, "tier")[order]
@@ -150,7 +151,7 @@ def queue_lengths(trace: Trace, bins: int, window: Window | None = None) -> Queu
         for name in ("rank", "wait", "first_arrival", "last_arrival", "served", "done")
     )
     until = np.where((served >= last) & (served > first), served, done)
-    area = binned(rank, first, until, _ratio(wait, until - first), edges, size)
+    area = binned(rank, first, until, ratio(wait, until - first), edges, size)
     return QueueLengths(edges, area / np.diff(edges))
 
 
@@ -162,7 +163,7 @@ def edges_of(trace: Trace, bins: int, window: Window | None = None) -> np.ndarra
     return np.linspace(begin, end, bins + 1)
 
 
-def spans_of(trace: Trace) -> Mapping[str, np.ndarray | Text]:
+def spans_of(trace: Trace) -> Columns:
     """The table of spans.
 
     Raises   ResultError where none were recorded, with what to set
@@ -220,18 +221,3 @@ def _bin(time: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """The bin that each time lies in; the last edge belongs to the last bin."""
     at: np.ndarray = np.clip(np.searchsorted(edges, time, side="right") - 1, 0, len(edges) - 2)
     return at
-
-
-def _is(columns: Mapping[str, np.ndarray | Text], name: str, word: str) -> np.ndarray:
-    """bool[rows] where a text column holds the word."""
-    column = columns[name]
-    assert isinstance(column, Text), name
-    if word not in column.words:
-        return np.zeros(len(column), dtype=bool)
-    same: np.ndarray = column.codes == column.words.index(word)
-    return same
-
-
-def _ratio(amount: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    shares: np.ndarray = np.divide(amount, whole, out=np.zeros(amount.shape), where=whole > 0)
-    return shares
