@@ -105,18 +105,22 @@ def gpu_use(trace: Trace, bins: int, window: Window | None = None) -> GpuUse:
 def link_use(trace: Trace, bins: int, window: Window | None = None) -> LinkUse:
     """Bytes that each link carried and could have carried.
 
-    Bytes of a bin of the table `link_use` count as spread evenly over it.
+    Bytes of an interval of the table `link_use` count as spread evenly over that part of it in which the run
+    still went on.
 
-    Raises   ResultError if the trace has no such table
+    Raises   ResultError if the trace is of a version that did not record it
     """
-    if "link_use" not in trace.tables or not len(numbers(trace.tables["link_use"], "link")):
-        raise ResultError(
-            "what links carried over time was not recorded in this result; run the scenario again"
-        )
     edges = edges_of(trace, bins, window)
     table, links = trace.tables["link_use"], trace.tables["links"]
     size = len(numbers(links, "link"))
     start, end = numbers(table, "start"), numbers(table, "end")
+    if not len(start) and numbers(links, "bytes").any():
+        raise ResultError(
+            "what links carried over time is not in this result, which an older version recorded; "
+            "run the scenario again"
+        )
+    finish = float(trace.facts["simulated_seconds"])
+    end = np.where(start < finish, np.minimum(end, finish), end)
     rate = ratio(numbers(table, "bytes"), end - start)
     carried = binned(numbers(table, "link"), start, end, rate, edges, size)
     order = np.argsort(numbers(links, "link"), kind="stable")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clustersim.engine.fabric import Meeting
+from clustersim.engine.link_use import LinkUse, narrowest
 from clustersim.engine.queues import TokenWaits, arrivals, jobs_of, waits_of
 from clustersim.engine.tokenbatch import PriceKey, Program, TokenBatch
 from clustersim.plan.layout import Layout
@@ -68,6 +69,8 @@ class Ledger:
         self.flop = np.zeros(ranks)
         self.moved = np.zeros(ranks)
         self.priced = np.zeros(ranks)
+        self.links = LinkUse(len(layout.topology.links.bandwidth))
+        self._bandwidth = layout.topology.links.bandwidth
         self._recorder = recorder
         self._level = level
         self._spans = 0
@@ -97,6 +100,8 @@ class Ledger:
                 sent_from = self._transfers(batch, stage, program.transfer)
             self.priced[block.ranks] += program.priced
             released = int(block.last_spans()[np.argmax(block.end[:, -1])])
+        for index in sorted(batch.meetings):
+            self.count_links(batch.meetings[index])
         for op in batch.graph.operators:
             self.flop[batch.graph.ranks[op.stage]] += op.flop
             self.moved[batch.graph.ranks[op.stage]] += op.bytes
@@ -104,6 +109,12 @@ class Ledger:
         self._priced(batch)
         self._flows(batch)
         return released
+
+    def count_links(self, meeting: Meeting) -> None:
+        """Adds what an exchange that is over put on links."""
+        if meeting.routed.rounds:
+            start, end = meeting.span()
+            self.links.add(meeting.carried[0], start, end)
 
     def _priced(self, batch: TokenBatch) -> None:
         """Counts where the durations of a batch's operators come from."""
@@ -215,11 +226,32 @@ class Ledger:
             kind=np.tile(kinds, ranks),
             algorithm=np.tile(ways, ranks),
             layer=np.tile([op.layer for op in program.compute], ranks),
+            group=_groups(block).ravel(),
             start=block.start.ravel(),
             met=block.met.ravel(),
             end=block.end.ravel(),
+            priced=np.array(program.seconds, dtype=np.float64).ravel(),
             after=block.after.ravel(),
         )
+        for p, (op, index) in enumerate(zip(program.compute, program.indices, strict=True)):
+            if op.exchange is not None:
+                self._span_links(block.batch, index, block.base + np.arange(ranks) * count + p)
+
+    def _span_links(self, batch: TokenBatch, index: int, spans: np.ndarray) -> None:
+        """Rows for an exchange. spans: int64[N] of the ranks of the stage."""
+        meeting = batch.meetings[index]
+        found = narrowest(meeting, self._bandwidth)
+        member = np.array([batch.member(index, rank) for rank in range(len(spans))])
+        some = found.link[member] >= 0
+        member = member[some]
+        if len(member):
+            self._recorder.rows(
+                "span_links",
+                span=spans[some],
+                link=found.link[member],
+                own=found.own[member],
+                all=found.all[member],
+            )
 
     def _remember(self, stream: str, ranks: np.ndarray, spans: np.ndarray, ends: np.ndarray) -> None:
         last, last_end = self._last[stream]
@@ -239,6 +271,7 @@ class Ledger:
         self._remember("transfer", ranks, spans, end)
         self._add((op.name, batch.phase, "exchange", "transfer"), ranks, end - start, np.zeros(len(ranks)))
         if self._level != "sums":
+            members = batch.meetings[index].routed.members
             self._recorder.rows(
                 "spans",
                 span=spans,
@@ -250,11 +283,14 @@ class Ledger:
                 kind="exchange",
                 algorithm=batch.meetings[index].routed.algorithm,
                 layer=op.layer,
+                group=[batch.member(index, rank) // members for rank in range(len(ranks))],
                 start=start,
                 met=start,
                 end=end,
+                priced=np.nan,
                 after=after,
             )
+            self._span_links(batch, index, spans)
         return spans
 
     def _queues(self, block: Block, p: int, op: Operator) -> None:
@@ -335,6 +371,7 @@ class Ledger:
                 count=often,
                 bytes=size,
             )
+        self._recorder.rows("link_use", **self.links.rows())
         for phase, priced in sorted(self._prices):
             count, seconds, outside = self._prices[phase, priced]
             self._recorder.rows(
@@ -388,6 +425,17 @@ def _algorithms(block: Block) -> list[str]:
         "" if op.exchange is None else meetings[index].routed.algorithm
         for op, index in zip(program.compute, program.indices, strict=True)
     ]
+
+
+def _groups(block: Block) -> np.ndarray:
+    """int[N, P] the group of each exchange that each rank is in; -1 for compute."""
+    groups = np.full(block.end.shape, -1)
+    batch, program = block.batch, block.program
+    for p, (op, index) in enumerate(zip(program.compute, program.indices, strict=True)):
+        if op.exchange is not None:
+            members = batch.meetings[index].routed.members
+            groups[:, p] = [batch.member(index, rank) // members for rank in range(len(groups))]
+    return groups
 
 
 def _meet(block: Block, p: int) -> None:

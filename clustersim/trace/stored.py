@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from clustersim.errors import ResultError
-from clustersim.trace.files import read_facts, read_table
+from clustersim.trace.files import read_facts, read_table, tables_of
 from clustersim.trace.record import TABLES, Columns, Text, Trace
 
 #: First and last bytes of every Parquet file.
@@ -21,15 +21,15 @@ _MAGIC = b"PAR1"
 class StoredColumns(Mapping[str, np.ndarray | Text]):
     """The columns of one table, each read when it is first asked for and then kept."""
 
-    def __init__(self, folder: Path, table: str) -> None:
-        self._folder, self._table = folder, table
+    def __init__(self, folder: Path, table: str, version: int) -> None:
+        self._folder, self._table, self._version = folder, table, version
         self._held: dict[str, np.ndarray | Text] = {}
 
     def __getitem__(self, name: str) -> np.ndarray | Text:
         if name not in TABLES[self._table]:
             raise KeyError(name)
         if name not in self._held:
-            self._held |= read_table(self._folder, self._table, [name])
+            self._held |= read_table(self._folder, self._table, [name], self._version)
         return self._held[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -45,10 +45,10 @@ def open_trace(folder: Path) -> Trace:
     Raises   ResultError at once if a table is missing or cut short, or the trace is of another version;
              when a column is asked for, if that is damaged
     """
-    facts = read_facts(folder)
-    for table in TABLES:
+    version, facts = read_facts(folder)
+    for table in tables_of(version):
         _check_whole(folder / f"{table}.parquet")
-    tables: dict[str, Columns] = {table: StoredColumns(folder, table) for table in TABLES}
+    tables: dict[str, Columns] = {table: StoredColumns(folder, table, version) for table in TABLES}
     return Trace(tables, facts)
 
 
