@@ -54,7 +54,7 @@ def cause(trace: Trace) -> dict[str, Any] | None:
     hot = _hottest(trace, rank) if EXPERT in reasons else {}
     about = {
         "rank_load": _rank_load(trace, rank, _layer(trace, rank)),
-        "slowness": float(_slowness(trace)[rank]),
+        "slowness": float(slowness(trace)[rank]),
     }
     return {**found, **hot, **about, "wait": wait, "share": wait / period}
 
@@ -135,7 +135,7 @@ def _gpu(trace: Trace, rank: int) -> str:
 
 def _reasons(trace: Trace, rank: int) -> list[str]:
     """What the rank takes longer for than the mean of its stage, each at the speed of the median GPU."""
-    slow = _slowness(trace)
+    slow = slowness(trace)
     parts = {
         EXPERT: _busy(trace, "compute", _SERVICE, True) / slow,
         SHARD: _busy(trace, "compute", _SERVICE, False) / slow,
@@ -157,7 +157,7 @@ def _reasons(trace: Trace, rank: int) -> list[str]:
     return sorted(weighty, key=lambda reason: -longer[reason])
 
 
-def _slowness(trace: Trace) -> np.ndarray:
+def slowness(trace: Trace) -> np.ndarray:
     """How many times as long each rank's operators took as the median GPU's would, float64[rank]."""
     ranks = trace.tables["ranks"]
     priced = np.bincount(numbers(ranks, "rank"), weights=numbers(ranks, "priced"))

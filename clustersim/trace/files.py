@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,31 @@ def read(folder: Path) -> Trace:
     return Trace({table: _read_table(folder / f"{table}.parquet", table, version) for table in TABLES}, facts)
 
 
+def read_table(
+    folder: Path, table: str, columns: Collection[str] | None = None, version: int = TRACE_VERSION
+) -> dict[str, np.ndarray | Text]:
+    """Some columns of one table of a trace, or all of them; its arrays are read-only.
+
+    folder   that `write` wrote
+    version  of the trace, from `read_facts`
+    Raises   ResultError if the file is missing, damaged, or not of this version's form
+    """
+    return _read_table(folder / f"{table}.parquet", table, version, columns)
+
+
+def read_facts(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Version of a trace, and its facts that belong to no row.
+
+    Raises   ResultError if there is no trace, or one of a version that cannot be read
+    """
+    return _read_facts(folder / _FACTS)
+
+
+def tables_of(version: int) -> list[str]:
+    """The tables that a trace of a version has on disk."""
+    return [table for table in TABLES if version >= TRACE_VERSION or table not in _ADDED_TABLES]
+
+
 def to_arrow(columns: Columns, table: str = "") -> pa.Table:
     """The columns as an Arrow table, without copying numbers; text columns become dictionaries.
 
@@ -123,26 +148,30 @@ def _read_facts(path: Path) -> tuple[int, dict[str, Any]]:
     return version, facts
 
 
-def _read_table(path: Path, table: str, version: int) -> Columns:
+def _read_table(
+    path: Path, table: str, version: int, columns: Collection[str] | None = None
+) -> dict[str, np.ndarray | Text]:
     older = version < TRACE_VERSION
+    chosen = {name: TABLES[table][name] for name in (TABLES[table] if columns is None else columns)}
     if older and table in _ADDED_TABLES:
-        return {name: _empty(dtype) for name, (dtype, _) in TABLES[table].items()}
+        return {name: _empty(dtype) for name, (dtype, _) in chosen.items()}
+    wanted = [name for name in TABLES[table] if not (older and (table, name) in _ADDED)]
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            found = file.read().combine_chunks()
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            found = file.read([name for name in wanted if name in chosen]).combine_chunks()
     except FileNotFoundError:
         raise ResultError(f"{path}: missing; the trace is not whole") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ResultError(f"{path}: damaged: {error}") from error
-    wanted = [name for name in TABLES[table] if not (older and (table, name) in _ADDED)]
-    if found.column_names != wanted:
-        raise ResultError(f"{path}: its columns are not those of {table}: {', '.join(found.column_names)}")
-    _check_about(path, found.schema.metadata or {}, table, version)
+    if schema.names != wanted:
+        raise ResultError(f"{path}: its columns are not those of {table}: {', '.join(schema.names)}")
+    _check_about(path, schema.metadata or {}, table, version)
     return {
         name: _column(found, name, dtype, path)
         if name in wanted
-        else np.full(len(found), _ADDED[table, name], dtype=dtype)
-        for name, (dtype, _) in TABLES[table].items()
+        else np.full(rows, _ADDED[table, name], dtype=dtype)
+        for name, (dtype, _) in chosen.items()
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-Columns = dict[str, "np.ndarray | Text"]
+Columns = Mapping[str, "np.ndarray | Text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +330,7 @@ class Recorder:
         return Trace({table: self._joined(table) for table in TABLES}, facts)
 
     def _joined(self, table: str) -> Columns:
-        joined: Columns = {}
+        joined: dict[str, np.ndarray | Text] = {}
         for column, (dtype, _) in TABLES[table].items():
             kind = "int32" if dtype == "text" else dtype
             parts = [block[column] for block in self._blocks[table]]
