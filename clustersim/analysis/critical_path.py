@@ -32,8 +32,8 @@ CAUSES: dict[str, str] = {
     "slow_gpu": "waiting for a straggler whose GPU takes longer than priced",
     "queue": "in a queue behind other experts of the same rank",
     "exchange": "bytes on their way over links",
-    "startup": "launch, protocol and latency of exchanges: what they take beyond the bytes of their fullest link",
-    "bubble": "pipeline bubble: the busiest stage has nothing to do until the batch has come through others",
+    "startup": "launch, protocol and latency of exchanges: what they take beyond the bytes of a link",
+    "bubble": "pipeline bubble: the busiest stage is empty until a token batch has come through others",
     "admission": "before the first step, or while passes stop for weights of experts",
     "unrecorded": "before the spans that were recorded",
 }
@@ -267,6 +267,7 @@ class Paths:
         spans, chosen = self.spans, rows[at]
         whole = spans.end[chosen] - spans.met[chosen]
         told = spans.priced[chosen]
+        told = np.where(whole - told <= _ROUNDOFF * whole + 4 * np.spacing(spans.end[chosen]), whole, told)
         priced = np.minimum(np.where(np.isnan(told), whole, told), whole)
         mean = self._mean_of(chosen)
         more = np.where(np.abs(priced - mean) > _ROUNDOFF * mean, priced - mean, 0.0)
@@ -306,7 +307,7 @@ class Paths:
         """What a rank takes beyond the mean between two exchanges: what it takes less in one operator
         makes up for what it takes more in another, as far as that goes."""
         stretch = np.cumsum(is_exchange)[at]
-        more = np.maximum(beyond, 0.0)
+        more: np.ndarray = np.maximum(beyond, 0.0)
         if not len(at):
             return more
         net = np.maximum(np.bincount(stretch, weights=beyond), 0.0)
@@ -331,7 +332,7 @@ class Paths:
         seconds[:, _CODE["exchange"]] += np.where(opening, 0.0, gap)
 
     def _bubble(self, rows: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, int]:
-        """float64[n] share of each span's time in which the path's busiest stage was empty, and that stage."""
+        """float64[n] share of each span's time in which the busiest stage was empty, and that stage."""
         stage, length = self.spans.stage[rows], upper - lower
         held = np.bincount(stage, weights=length)
         main = len(held) - 1 - int(np.argmax(held[::-1] >= held.max() * (1 - 1e-9)))

@@ -59,11 +59,10 @@ class Facts:
             return found
         count = np.zeros_like(found)
         place = {name: i for i, name in enumerate(names)}
-        rows = zip(
-            words(table, "phase"), words(table, "operator"), numbers(table, "launch"), numbers(table, "count"),
-            strict=True,
-        )  # fmt: skip
-        for phase, operator, launch, often in rows:
+        told = words(table, "phase"), words(table, "operator")
+        for phase, operator, launch, often in zip(
+            *told, numbers(table, "launch"), numbers(table, "count"), strict=True
+        ):
             if operator in place and launch == launch:
                 at = int(phase == "decode"), place[operator]
                 found[at] += launch
@@ -206,9 +205,10 @@ class Facts:
     def _said_imbalance(self, row: int) -> str:
         operator, rank = self._spans.operator_of(row), self._spans.rank[row]
         load = self.load(row) if operator.startswith(_EXPERT) else None
-        if load is None:
-            return f"waiting for straggler rank {rank}, which has more to do in {operator} than the mean rank"
-        return f"waiting for straggler rank {rank}: its experts have {load[0]:,} tokens, {load[1]:.2f} x the mean"
+        why = f"it has more to do in {operator} than the mean rank"
+        if load is not None:
+            why = f"{load[0]:,} tokens for its experts, {load[1]:.2f} x the mean"
+        return f"waiting for straggler rank {rank}: {why}"
 
     def _said_slow(self, row: int) -> str:
         spans = self._spans

@@ -107,11 +107,11 @@ class Spans:
 
     def operator_of(self, row: int) -> str:
         """The operator's name."""
-        return self.words[self.operator[row]]
+        return self.words[int(self.operator[row])]
 
     def algorithm_of(self, row: int) -> str:
         """How the exchange was done."""
-        return self.ways[self.algorithm[row]]
+        return self.ways[int(self.algorithm[row])]
 
 
 def spans_of(trace: Trace) -> Spans:
