@@ -113,11 +113,12 @@ class Plan:
 
 
 def _plan(spans: Spans, block: Block) -> Plan:
-    start, end = (spans.table(c, block) for c in (spans.start, spans.end))
+    start, met, end = (spans.table(c, block) for c in (spans.start, spans.met, spans.end))
     order = None
     if not np.array_equal(start[:, 1:], end[:, :-1]):
         # Experts were served one by one: jobs changed places between a dispatch and its combine.
-        order = np.argsort(end, axis=1, kind="stable")
+        # One without tokens takes no time, and stands where it was its turn.
+        order = np.lexsort((end, met), axis=1)
     members: list[np.ndarray | None] = [None] * block.operators
     awaited: list[np.ndarray | None] = [None] * block.operators
     first = block.first

@@ -18,7 +18,7 @@ from clustersim.analysis.span_blocks import Block
 from clustersim.errors import ResultError
 from clustersim.trace.record import Trace
 
-#: Links between these are NVLink (or what a server has in its place); others are the network and the way to it.
+#: Links between these are NVLink, or what a server has in its place; others are the network, and cards.
 _NVLINK = ("gpu", "nvswitch")
 #: What tokens bring to the ranks of their experts, and what these do.
 _EXPERTS = "expert_"
@@ -61,14 +61,14 @@ def _no_straggler(graph: Graph) -> np.ndarray:
 
 
 def _no_imbalance(graph: Graph) -> np.ndarray:
-    """Every rank of a stage computes as long as the mean one; experts, where some rank with no less than
-    the mean tokens took less, as long as that one; bytes of tokens as on the mean rank."""
+    """Every rank of a stage computes as long as the mean one, experts as long as the mean tokens take, and
+    bytes of tokens as long as on the mean rank."""
     spans, change = graph.spans, np.zeros(len(graph.spans.span))
     took = _durations(graph)
     told = np.where(np.isnan(spans.priced), took, spans.priced)
     slow = np.divide(took, told, out=np.ones_like(took), where=told > 0)
-    loads = _Loads(graph)
-    cheapest = loads.cheapest(told)
+    loads = Loads(graph)
+    costs = _costs(graph, loads, told)
     for plan in graph.plans:
         block = plan.block
         each, factor = spans.table(told, block), spans.table(slow, block)
@@ -76,8 +76,10 @@ def _no_imbalance(graph: Graph) -> np.ndarray:
         for p in range(block.operators):
             row = block.first + p
             if not spans.is_exchange[row]:
+                cost = costs.get((int(spans.operator[row]), block.operators))
                 even = each[:, p].mean()
-                even = min(even, cheapest.get(loads.key(block, row), np.inf))
+                if cost is not None and (held := loads.tokens(block, row)) is not None:
+                    even = min(cost.of(float(held.mean()), even), each[:, p].max())
                 out[:, p] = (even - each[:, p]) * factor[:, p]
             elif spans.operator_of(row) in _TOKENS_SENT:
                 most = loads.imbalance(block, row)
@@ -89,8 +91,8 @@ def _no_imbalance(graph: Graph) -> np.ndarray:
     return change
 
 
-class _Loads:
-    """Tokens of ranks in every layer of every token batch."""
+class Loads:
+    """Tokens of ranks in every layer of every token batch, and for how many of their experts they are."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -100,61 +102,101 @@ class _Loads:
         self._ranks = max(int(rank.max(initial=0)), int(graph.spans.rank.max())) + 1
         key = (batch * self._layers + layer) * self._ranks + rank
         places, where = np.unique(key, return_inverse=True)
-        tokens = np.bincount(where, weights=numbers(table, "tokens"), minlength=len(places))
-        self._tokens: dict[int, np.ndarray] = {}
+        tokens = numbers(table, "tokens")
+        sums = np.stack([np.bincount(where, weights=w, minlength=len(places)) for w in (tokens, tokens > 0)])
+        self._held: dict[int, np.ndarray] = {}
         if len(places):
             cuts = np.flatnonzero(np.diff(places // self._ranks)) + 1
-            for at, held in zip(np.split(places, cuts), np.split(tokens, cuts), strict=True):
-                per_rank = np.zeros(self._ranks)
-                per_rank[at % self._ranks] = held
-                self._tokens[int(at[0] // self._ranks)] = per_rank
+            for at, held in zip(np.split(places, cuts), np.split(sums, cuts, axis=1), strict=True):
+                per_rank = np.zeros((2, self._ranks))
+                per_rank[:, at % self._ranks] = held
+                self._held[int(at[0] // self._ranks)] = per_rank
 
-    def of(self, block: Block, row: int) -> np.ndarray | None:
-        """float64[N] tokens of the ranks of a block in the layer of a row; None where none is known."""
+    def _of(self, block: Block, row: int) -> np.ndarray | None:
         spans = self._graph.spans
-        held = self._tokens.get(block.token_batch * self._layers + int(spans.layer[row]))
-        if held is None:
-            return None
-        tokens: np.ndarray = held[spans.table(spans.rank, block)[:, 0]]
-        return tokens
+        held = self._held.get(block.token_batch * self._layers + int(spans.layer[row]))
+        return None if held is None else np.asarray(held[:, spans.table(spans.rank, block)[:, 0]])
+
+    def tokens(self, block: Block, row: int) -> np.ndarray | None:
+        """float64[N] of the ranks of a block in the layer of a row; None where none is known."""
+        held = self._of(block, row)
+        return None if held is None else np.asarray(held[0])
+
+    def used(self, block: Block, row: int) -> np.ndarray | None:
+        """float64[N] experts with tokens, likewise."""
+        held = self._of(block, row)
+        return None if held is None else np.asarray(held[1])
 
     def imbalance(self, block: Block, row: int) -> float:
         """Largest / mean tokens of its ranks; 1 where they are not known."""
-        held = self.of(block, row)
+        held = self.tokens(block, row)
         return 1.0 if held is None or not held.any() else float(held.max() / held.mean())
 
-    def key(self, block: Block, row: int) -> tuple[int, int]:
-        """Operator and mean tokens of a rank: passes with the same are held against each other."""
-        spans = self._graph.spans
-        if not spans.operator_of(row).startswith(_EXPERTS):
-            return -1, -1
-        held = self.of(block, row)
-        return int(spans.operator[row]), -1 if held is None else round(float(held.mean()))
 
-    def cheapest(self, told: np.ndarray) -> dict[tuple[int, int], float]:
-        """By key the least that a span took, as priced, on a rank with no less than the mean tokens.
+@dataclass(frozen=True, slots=True, eq=False)
+class Cost:
+    """What an expert operator takes by the tokens of its rank, as far as a run has shown it.
 
-        What a rank takes grows with its tokens, so the even load costs no more than that.
-        """
-        spans = self._graph.spans
-        found: dict[tuple[int, int], float] = {}
-        for plan in self._graph.plans:
-            block = plan.block
-            each = spans.table(told, block)
-            for p in range(block.operators):
-                row = block.first + p
-                if spans.is_exchange[row] or not spans.operator_of(row).startswith(_EXPERTS):
-                    continue
-                held = self.of(block, row)
-                if held is None:
-                    continue
-                loaded = each[held >= held.mean() * (1 - _ROUNDOFF), p]
-                key = self.key(block, row)
-                # An expert served by itself that got nothing says nothing about one that got some.
-                some = loaded[loaded > 0]
-                if len(some):
-                    found[key] = min(found.get(key, np.inf), float(some.min()))
-        return found
+    tokens, seconds  float64[n] corners of the lower convex hull of what was seen, tokens ascending
+    """
+
+    tokens: np.ndarray
+    seconds: np.ndarray
+
+    def of(self, tokens: float, missing: float) -> float:
+        """s at so many tokens: below the fewest seen those of these; `missing` beyond the most."""
+        if tokens > self.tokens[-1] * (1 + _ROUNDOFF):
+            return missing
+        return float(np.interp(tokens, self.tokens, self.seconds))
+
+
+def _costs(graph: Graph, loads: Loads, told: np.ndarray) -> dict[tuple[int, int], Cost]:
+    """By operator and length of its stage's program.
+
+    Time grows with tokens, and ever faster: first weights are read anyway, then tiles are full. So on the
+    hull of what ranks took stands about what the mean tokens take. Only ranks that had tokens for as
+    many experts as any are taken, because others read fewer weights, and an even load spares nobody.
+    """
+    seen: dict[tuple[int, int], list[np.ndarray]] = {}
+    spans = graph.spans
+    for plan in graph.plans:
+        block = plan.block
+        each = spans.table(told, block)
+        first = slice(block.first, block.first + block.operators)
+        names = [
+            (int(code), int(layer))
+            for code, layer in zip(spans.operator[first], spans.layer[first], strict=True)
+        ]
+        for p, name in enumerate(names):
+            row = block.first + p
+            # Served one by one, an operator's tokens are not those of its rank.
+            if names.count(name) > 1 or not spans.operator_of(row).startswith(_EXPERTS):
+                continue
+            held, used = loads.tokens(block, row), loads.used(block, row)
+            if spans.is_exchange[row] or held is None or used is None:
+                continue
+            points = np.stack([used, held, each[:, p]])
+            seen.setdefault((name[0], block.operators), []).append(points)
+    return {key: _hull(np.concatenate(points, axis=1)) for key, points in seen.items()}
+
+
+def _hull(points: np.ndarray) -> Cost:
+    """points  float64[3, n] experts used, tokens, s"""
+    tokens, seconds = points[1:, points[0] == points[0].max()]
+    distinct, where = np.unique(tokens, return_inverse=True)
+    least = np.full(len(distinct), np.inf)
+    np.minimum.at(least, where, seconds)
+    corners: list[tuple[float, float]] = []
+    for x, y in zip(distinct.tolist(), least.tolist(), strict=True):
+        while len(corners) > 1 and _bends_down(corners[-2], corners[-1], (x, y)):
+            corners.pop()
+        corners.append((x, y))
+    at, cost = np.array(corners).T
+    return Cost(at, cost)
+
+
+def _bends_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
 def _infinite(nvlink: bool) -> Callable[[Graph], np.ndarray]:

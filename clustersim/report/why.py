@@ -161,9 +161,10 @@ def show_checks(checks: Sequence[Mapping[str, Any]], console: Console) -> None:
     rows: list[list[Cell]] = [
         [
             one["name"], said_time(one["recorded"]), said_time(one["bound"]), said_time(one["run"]),
-            f"{one['run'] / one['bound'] - 1:+.2%}", "holds" if one["holds"] else "BROKEN", Text(one["how"]),
+            f"{one['run'] / one['bound'] - 1:+.2%}", f"-{one['tolerance']:.0%}",
+            Text("holds" if one["holds"] else "BROKEN"), Text(one["how"]),
         ]
         for one in checks
     ]  # fmt: skip
-    columns = ["recorded", "bound", "run without", "above the bound", "", "how it was run"]
+    columns = ["recorded", "bound", "run without", "above the bound", "allowed", "", "how it was run"]
     put_section(console, "Mean step", columns, rows)
