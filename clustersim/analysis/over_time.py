@@ -22,7 +22,7 @@ class GpuUse:
 
     edges   float64[B + 1] s
     shares  float64[R, B, 4] of each bin, in the order of utilization.STATES; the four add up to one;
-            rank r is row r
+            rank r is row r; NaN in bins with passes whose spans were not recorded
     """
 
     edges: np.ndarray
@@ -99,7 +99,21 @@ def gpu_use(trace: Trace, bins: int, window: Window | None = None) -> GpuUse:
         shares[:, :, STATES.index(state)] = seconds / width
     idle = STATES.index("idle")
     shares[:, :, idle] = np.maximum(1.0 - shares[:, :, :idle].sum(axis=2), 0.0)
+    shares[:, unrecorded(trace, edges)] = np.nan
     return GpuUse(edges, shares)
+
+
+def unrecorded(trace: Trace, edges: np.ndarray) -> np.ndarray:
+    """bool[B] bins in which a token batch was under way that left no spans.
+
+    edges   float64[B + 1] s
+    """
+    passes = trace.tables["token_batches"]
+    start, end = numbers(passes, "start"), numbers(passes, "end")
+    lost = ~np.isin(numbers(passes, "token_batch"), np.unique(numbers(trace.tables["spans"], "token_batch")))
+    here = np.zeros(int(lost.sum()), dtype=np.int64)
+    some: np.ndarray = binned(here, start[lost], end[lost], 1.0, edges, 1)[0] > 0
+    return some
 
 
 def link_use(trace: Trace, bins: int, window: Window | None = None) -> LinkUse:

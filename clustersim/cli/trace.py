@@ -13,7 +13,7 @@ from clustersim.cli.options import JSON
 from clustersim.cli.output import print_json, print_page, print_text, warn
 
 #: Lines of a table, and of a slice, that are shown without being asked for more.
-_TOP, _ROWS = 20, 100
+_TOP, _LINES, _ROWS = 20, 64, 100
 #: Rows of an answer that are shown on a terminal; JSON and CSV have more.
 _SHOWN = 100
 _BINS = 60
@@ -49,7 +49,7 @@ class _Views(click.Group):
         )
 
 
-@click.group(cls=_Views)
+@click.group(cls=_Views, options_metavar="", subcommand_metavar="[RESULT] VIEW [OPTIONS]")
 def trace() -> None:
     """Look at what happened in a run: VIEW of a result.
 
@@ -68,8 +68,9 @@ _RESULT = click.argument("result", required=False, metavar="[RESULT]")
 _FROM = click.option("--from", "start", default="", metavar="TIME", help="Only from then on, such as 1ms.")
 _TO = click.option("--to", "end", default="", metavar="TIME", help="Only up to then.")
 _TOP_OPTION = click.option(
-    "--top", type=click.IntRange(min=1), default=_TOP, show_default=True, metavar="N", help="Lines shown."
-)
+    "--top", type=click.IntRange(min=1), default=None, metavar="N",
+    help=f"Lines shown; by default {_TOP}, of GPUs over time {_LINES}.",
+)  # fmt: skip
 _OVER_TIME = click.option(
     "--over-time", is_flag=True, help="Show lines that grow darker, from left to right."
 )
@@ -116,8 +117,8 @@ def summary(result: str | None, as_json: bool) -> None:
 @_TOP_OPTION
 @JSON
 def gpus(
-    result: str | None, by: str, state: str, start: str, end: str, over_time: bool, bins: int, top: int,
-    as_json: bool,
+    result: str | None, by: str, state: str, start: str, end: str, over_time: bool, bins: int,
+    top: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """What every GPU did: computing, exchanging, waiting for others, idle; the worst first.
 
@@ -134,7 +135,7 @@ def gpus(
         return
     from clustersim.report.views import show_gpus
 
-    print_page(lambda console: show_gpus(found, console, max(top, 64) if over_time and top == _TOP else top))
+    print_page(lambda console: show_gpus(found, console, top or (_LINES if over_time else _TOP)))
 
 
 @trace.command()
@@ -148,8 +149,8 @@ def gpus(
 @_TOP_OPTION
 @JSON
 def links(
-    result: str | None, tier: str, each: int, start: str, end: str, over_time: bool, bins: int, top: int,
-    as_json: bool,
+    result: str | None, tier: str, each: int, start: str, end: str, over_time: bool, bins: int,
+    top: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """What links carried: bytes and utilization, by tier and link by link, the busiest first."""
     from clustersim.study.inspecting import open_result
@@ -162,7 +163,7 @@ def links(
         return
     from clustersim.report.views import show_links
 
-    print_page(lambda console: show_links(found, console, top))
+    print_page(lambda console: show_links(found, console, top or _TOP))
 
 
 @trace.command()
@@ -174,7 +175,7 @@ def links(
 @JSON
 def experts(
     result: str | None, layer: int | None, gpu: str, start: str, end: str, over_time: bool, bins: int,
-    top: int, as_json: bool,
+    top: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Load, queue length and wait of every layer's experts and of every expert copy.
 
@@ -192,7 +193,7 @@ def experts(
         return
     from clustersim.report.views import show_experts
 
-    print_page(lambda console: show_experts(found, console, top))
+    print_page(lambda console: show_experts(found, console, top or _TOP))
 
 
 @trace.command()
@@ -202,7 +203,7 @@ def experts(
 )
 @_TOP_OPTION
 @JSON
-def stragglers(result: str | None, operator: str, top: int, as_json: bool) -> None:
+def stragglers(result: str | None, operator: str, top: int | None, as_json: bool) -> None:
     """Which ranks made the others wait: how long, at which operator and layer, and when.
 
     The one waited for is the last to come to an exchange. If it computes slower than its kernels are priced,
@@ -217,7 +218,7 @@ def stragglers(result: str | None, operator: str, top: int, as_json: bool) -> No
         return
     from clustersim.report.views import show_stragglers
 
-    print_page(lambda console: show_stragglers(found, console, top))
+    print_page(lambda console: show_stragglers(found, console, top or _TOP))
 
 
 @trace.command(name="slice")

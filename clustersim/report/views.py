@@ -104,7 +104,14 @@ def _gpus_over_time(found: Found, console: Console, most: int) -> None:
     lines, state = over["lines"][:most], over["state"]
     said = "computing or exchanging" if state == "busy" else state
     label = str if by == "gpu" else f"{by} {{}}".format
-    rows = [(label(line["name"]), _shares_of(line, state), 1.0) for line in lines]
+    shares = [_shares_of(line, state) for line in lines]
+    # Of what is mostly little the differences are worth seeing, of busy GPUs how far they are from full.
+    full = (
+        1.0
+        if state == "busy"
+        else max((v for values in shares for v in values if v is not None), default=0.0)
+    )
+    rows = [(label(line["name"]), values, full) for line, values in zip(lines, shares, strict=True)]
     title = f"Share of time {said}, {'GPU' if by == 'gpu' else by} by {'GPU' if by == 'gpu' else by}"
     put_heat(console, title, over["edges"], rows, said_share)
     _more(console, len(over["lines"]) - len(lines), "--top shows them")
@@ -301,12 +308,14 @@ def show_slice(found: Found, console: Console, most: int) -> None:
         "  " + "  ".join(f"{mark} {state}" for state, mark in marks.items() if state != "idle"),
         "dim",
     )
+    if not found["whole"]:
+        put_line(console, "  Not all spans of this time were recorded: idle may be what is not known.")
     columns = [(gpu["rank"], stream) for gpu in found["gpus"] for stream in gpu["streams"]]
     lanes = [_lane(found["pieces"], rank, stream, begin, end) for rank, stream in columns]
     heads = [stream if len(found["gpus"]) == 1 else f"rank {rank} {stream}" for rank, stream in columns]
     times = sorted({max(piece["start"], begin) for lane in lanes for piece in lane})
     if not times:
-        put_line(console, "  nothing: idle, or not recorded")
+        put_line(console, "  nothing")
         return
     width = _CELL if len(lanes) < 4 else 28
     put_line(console, f"  {'from':>12}  " + "".join(f"{head:<{width}}" for head in heads), "dim")

@@ -83,7 +83,7 @@ def gpus_view(opened: Opened, by: str = "gpu", state: str = "", times: Times = _
     ranks = trace.tables["ranks"]
     by = by or _fitting(trace)
     pick(_GROUPS, by, "--by")
-    if state not in _SHOWN:
+    if state:
         pick(dict.fromkeys(_SHOWN), state, "--state")
     found = gpus(trace) if window is None else _within(trace, window)
     groups: dict[str, list[int]] = {}
@@ -232,7 +232,8 @@ def slice_view(opened: Opened, asked: Sequence[str], times: Times, operator: str
 
     asked     ranks or vertices
     operator  only its spans
-    Returns   folder, window (s), gpus (rank, gpu, server, stage and streams), pieces as `slices.slice_of`
+    Returns   folder, window (s), gpus (rank, gpu, server, stage and streams), pieces as `slices.slice_of`,
+              whole: whether all spans of that time were recorded
     """
     trace = opened.trace
     if operator:
@@ -257,7 +258,10 @@ def slice_view(opened: Opened, asked: Sequence[str], times: Times, operator: str
         }
         for rank in ranks
     ]
-    return _json({"folder": str(opened.folder), "window": window, "gpus": about, "pieces": pieces})
+    whole = not over_time.unrecorded(trace, np.array(window)).any()
+    return _json(
+        {"folder": str(opened.folder), "window": window, "gpus": about, "whole": whole, "pieces": pieces}
+    )
 
 
 def sql_view(opened: Opened, sql: str, rows: int | None = None) -> dict[str, Any]:
@@ -323,10 +327,10 @@ def _window(trace: Trace, times: Times) -> tuple[float, float] | None:
     begin, finish = _all(trace)
     start = _time(times.start, "--from") if times.start else begin
     end = _time(times.end, "--to") if times.end else finish
+    if start >= finish:
+        raise ClustersimError(f"--from: {times.start} is not before the run's end, {show(finish, 'time')}")
     if start >= end:
         raise ClustersimError(f"--from {show(start, 'time')} --to {show(end, 'time')}: nothing lies between")
-    if start >= finish:
-        raise ClustersimError(f"--from: {times.start} is later than the run's end, {show(finish, 'time')}")
     return start, min(end, finish)
 
 
@@ -356,7 +360,7 @@ _GROUPS: Mapping[str, Callable[[Trace], list[str]]] = {
     "stage": _column("stage"),
     "shard": _column("shard"),
 }
-_SHOWN = ("", "busy", *STATES)
+_SHOWN = ("busy", *STATES)
 
 
 def _fitting(trace: Trace) -> str:
@@ -368,6 +372,11 @@ def _fitting(trace: Trace) -> str:
 def _within(trace: Trace, window: tuple[float, float]) -> list[dict[str, Any]]:
     """As `utilization.gpus`, of a part of the run: without MFU and whom was waited for."""
     shares = over_time.gpu_use(trace, 1, window).shares[:, 0]
+    if np.isnan(shares).any():
+        raise ResultError(
+            "not all spans of that time were recorded, so what GPUs did in it is not known; "
+            "ask for the time of the steps that were (trace.steps, trace.window), or of the whole run"
+        )
     ranks = trace.tables["ranks"]
     columns = [numbers(ranks, name).tolist() for name in ("rank", "server", "stage")]
     return [
