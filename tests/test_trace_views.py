@@ -49,9 +49,12 @@ KINDS = {
         faults=[{"kind": "slow_gpu", "gpu": 2, "factor": 3.0}],
         trace={"level": "flows"},
     ),
-    "expert by expert": small(
-        "flows",
-        deployment=parallel(tp=2, dp=1, pp=2, experts={"service": "by_expert"}),
+    "expert by expert, in chunks": scenario_of(
+        rail_tree(2, 1, nic=1e7),
+        deployment=parallel(dp=2, experts={"service": "by_expert", "start": "chunks", "chunk_tokens": 1}),
+        gating={"skew": "zipf"},
+        workload={"sequences": 12, "decode_steps": 2},
+        trace={"level": "flows"},
     ),
 }
 
@@ -234,7 +237,8 @@ def test_a_wait_names_a_rank_that_came_to_the_same_exchange_as_it_ended(trace: T
     ranks = numbers(trace.tables["ranks"], "rank").tolist()
     waits = [p for p in slice_of(trace, ranks, (0.0, end)) if p["state"] == "wait"]
     spans = trace.tables["spans"]
-    for wait in waits:
+    exchanges = set(numbers(spans, "span")[words(spans, "kind") == "exchange"].tolist())
+    for wait in (wait for wait in waits if wait["span"] in exchanges):
         same = (words(spans, "operator") == wait["operator"]) & (
             numbers(spans, "rank") == wait["rank_awaited"]
         )
@@ -247,13 +251,14 @@ def test_a_wait_names_a_rank_that_came_to_the_same_exchange_as_it_ended(trace: T
 
 
 def test_shares_and_queues_by_hand() -> None:
-    # Rank 1 computes from 0 to 1 s, waits to 2 s, exchanges to 3 s, and is idle; bins of 2.5 s.
+    # Rank 1 computes from 0 to 1 s, waits to 2 s, exchanges to 3 s. The sums know of six spans more: all
+    # was recorded from the end of the first span, 1 s, to the start of the last, 2 s, at least.
     trace = by_hand(simulated_seconds=10.0)
-    use = over_time.gpu_use(trace, 4, (0.0, 10.0))
-    assert use.shares[1, 0].tolist() == approx([0.4, 0.2, 0.4, 0.0])
-    # The second token batch (3 s to 8 s) left no spans: what was then is not known.
-    assert use.shares[1, 1].tolist() == approx([np.nan] * 4, nan_ok=True)
-    assert np.isnan(use.shares[:, 2:3]).all()
+    assert over_time.recorded(trace) == (1.0, 2.0)
+    use = over_time.gpu_use(trace, 3, (0.5, 2.0))
+    assert np.isnan(use.shares[:, 0]).all()
+    assert use.shares[0, 1:].tolist() == approx(np.array([[1, 0, 0, 0], [1, 0, 0, 0]]))
+    assert use.shares[1, 1:].tolist() == approx(np.array([[0, 0, 1, 0], [0, 0, 1, 0]]))
     # 1.5 token-seconds on rank 0 from 1 s to 2 s; 4 on rank 1 from 4 s to 6 s, 0.1 from 1 s to 1.1 s.
     queues = over_time.queue_lengths(trace, 5)
     assert queues.tokens[0].tolist() == approx([0.75, 0.0, 0.0, 0.0, 0.0])
