@@ -67,21 +67,35 @@ def pages() -> dict[str, str]:
 
 
 def command_page(name: str, command: click.Command) -> str:
-    """One command as `--help` tells it."""
-    context = click.Context(command, info_name=name)
-    usage = " ".join(command.collect_usage_pieces(context))
-    options = [p for p in command.params if isinstance(p, click.Option)]
-    rows = [(", ".join(f"`{spelling}`" for spelling in _spellings(p)), _meaning(p)) for p in options]
+    """One command as `--help` tells it, and under it those of which it is a group."""
+    under = command.commands if isinstance(command, click.Group) else {}
     return "\n".join(
         [
             f"# clustersim {name}\n",
             _printed_from("clustersim/cli/"),
-            f"    clustersim {name} {usage}\n",
-            f"{_blocks_indented(cleandoc(command.help or ''))}\n",
-            _table(("option", "what it does"), rows) if rows else "It has no options.\n",
+            *_command_parts(name, command),
+            *(
+                part
+                for one in sorted(under)
+                for part in (f"## clustersim {name} {one}\n", *_command_parts(f"{name} {one}", under[one]))
+            ),
             *([] if name != "price" else sizes_of_kernels()),
         ]
     )
+
+
+def _command_parts(name: str, command: click.Command) -> list[str]:
+    """How a command is called, what it does, and its options."""
+    context = click.Context(command, info_name=name)
+    usage = " ".join(command.collect_usage_pieces(context))
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    rows = [(", ".join(f"`{spelling}`" for spelling in _spellings(p)), _meaning(p)) for p in options]
+    without = [] if isinstance(command, click.Group) else ["It has no options.\n"]
+    return [
+        f"    clustersim {name} {usage}\n",
+        f"{_blocks_indented(cleandoc(command.help or ''))}\n",
+        *([_table(("option", "what it does"), rows)] if rows else without),
+    ]
 
 
 def _blocks_indented(text: str) -> str:

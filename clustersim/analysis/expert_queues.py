@@ -47,7 +47,7 @@ def copies(trace: Trace) -> list[dict[str, Any]]:
 def layers(trace: Trace) -> list[dict[str, Any]]:
     """Every layer with experts over the run, in order.
 
-    tokens     that came to its experts (once for every rank that shares one)
+    tokens     that came to its experts
     imbalance  tokens of the busiest EP rank ÷ their mean, mean over the passes
     busiest    EP rank and expert that got most tokens over the run; load: the expert's ÷ the mean of experts
     length, wait, service   as for `copies`, over all its queues

@@ -22,7 +22,7 @@ class GpuUse:
 
     edges   float64[B + 1] s
     shares  float64[R, B, 4] of each bin, in the order of utilization.STATES; the four add up to one;
-            rank r is row r
+            rank r is row r; NaN in bins of which not all spans were recorded
     """
 
     edges: np.ndarray
@@ -86,20 +86,42 @@ def gpu_use(trace: Trace, bins: int, window: Window | None = None) -> GpuUse:
     chosen &= (numbers(spans, "start") < edges[-1]) & (numbers(spans, "end") > edges[0])
     rank, start, met, end = (numbers(spans, name)[chosen] for name in ("rank", "start", "met", "end"))
     computes = is_word(spans, "kind", "compute")[chosen]
-    exchanges = ~computes
     width = np.diff(edges)
     shares = np.empty((size, bins, len(STATES)))
+    # What computes may wait, too: for tokens that have not come.
     parts = {
-        "compute": (computes, start, end),
-        "exchange": (exchanges, met, end),
-        "wait": (exchanges, start, met),
+        "compute": (computes, met, end),
+        "exchange": (~computes, met, end),
+        "wait": (slice(None), start, met),
     }
     for state, (rows, begin, finish) in parts.items():
         seconds = binned(rank[rows], begin[rows], finish[rows], 1.0, edges, size)
         shares[:, :, STATES.index(state)] = seconds / width
     idle = STATES.index("idle")
     shares[:, :, idle] = np.maximum(1.0 - shares[:, :, :idle].sum(axis=2), 0.0)
+    shares[:, unrecorded(trace, edges)] = np.nan
     return GpuUse(edges, shares)
+
+
+def unrecorded(trace: Trace, edges: np.ndarray) -> np.ndarray:
+    """bool[B] bins of which not all spans were recorded.
+
+    edges   float64[B + 1] s
+    """
+    begin, end = recorded(trace)
+    found: np.ndarray = (edges[:-1] < begin) | (edges[1:] > end)
+    return found
+
+
+def recorded(trace: Trace) -> Window:
+    """From when to when all spans were recorded, s; -inf to inf where all of the run were."""
+    spans = trace.tables["spans"]
+    if len(numbers(spans, "rank")) == numbers(trace.tables["sums"], "count").sum():
+        return -np.inf, np.inf
+    if not len(numbers(spans, "rank")):
+        return np.inf, -np.inf
+    # What was recorded is all that touched some time, which so begins before the first of it ended.
+    return float(numbers(spans, "end").min()), float(numbers(spans, "start").max())
 
 
 def link_use(trace: Trace, bins: int, window: Window | None = None) -> LinkUse:

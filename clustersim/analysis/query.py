@@ -79,12 +79,15 @@ def named_tables(sql: str) -> list[str]:
 
 def _views(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[str]:
     """Makes a view of every table, and then shuts everything else off. Returns the tables' names."""
+    if re.search(r"[*?\[]", str(folder)):
+        # DuckDB would look for it in folders that a query may not read.
+        raise ClustersimError(f"sql: {folder}: DuckDB takes *, ? and [ for a pattern; rename the folder")
     connection.execute(f"SET allowed_directories = [{_quoted(str(folder))}]")
     connection.execute("SET enable_progress_bar = false")
     for table, columns in TABLES.items():
         path = folder / f"{table}.parquet"
         try:
-            connection.execute(f"CREATE VIEW {table} AS {_source(path, columns)}")
+            connection.execute(f"CREATE VIEW {table} AS {_source(connection, path, columns)}")
         except duckdb.Error as error:
             raise ResultError(f"{path}: damaged: {_first_line(error)}") from None
     connection.execute("SET enable_external_access = false")
@@ -92,17 +95,18 @@ def _views(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[str]:
     return list(TABLES)
 
 
-def _source(path: Path, columns: Mapping[str, tuple[str, str]]) -> str:
-    """What a view selects: the file, or nothing where an older trace has no such table."""
-    if path.is_file():
-        return f"SELECT * FROM read_parquet({_quoted(_literal(str(path)))})"
-    empty = ", ".join(f'NULL::{_TYPES[kind]} AS "{name}"' for name, (kind, _) in columns.items())
-    return f"SELECT {empty} WHERE false"
+def _source(connection: duckdb.DuckDBPyConnection, path: Path, columns: Mapping[str, tuple[str, str]]) -> str:
+    """What a view selects: the file, with NULL for tables and columns that an older trace lacks."""
+    if not path.is_file():
+        return f"SELECT {_nulls(columns, columns)} WHERE false"
+    file = f"read_parquet({_quoted(str(path))})"
+    there = {name for name, *_ in connection.execute(f"FROM {file} LIMIT 0").description or []}
+    lacking = [name for name in columns if name not in there]
+    return f"SELECT *{', ' if lacking else ''}{_nulls(columns, lacking)} FROM {file}"
 
 
-def _literal(path: str) -> str:
-    """A path in which nothing is a pattern."""
-    return re.sub(r"([*?\[])", r"[\1]", path)
+def _nulls(columns: Mapping[str, tuple[str, str]], names: Iterable[str]) -> str:
+    return ", ".join(f'NULL::{_TYPES[columns[name][0]]} AS "{name}"' for name in names)
 
 
 def _quoted(text: str) -> str:
@@ -119,8 +123,9 @@ def _check_reads(sql: str) -> None:
         found = "nothing" if not statements else f"{len(statements)} statements"
         raise ClustersimError(f'sql: {found} to run; give one statement, such as "select * from steps"')
     if statements[0].type != duckdb.StatementType.SELECT:
-        kind = str(statements[0].type).rpartition(".")[2]
-        raise ClustersimError(f"sql: {kind} is not allowed: a trace is only read; begin with SELECT or WITH")
+        first = re.search(r"\w+", statements[0].query)
+        what = first[0].upper() if first else "that"
+        raise ClustersimError(f"sql: {what} is not allowed: a trace is only read; begin with SELECT or WITH")
 
 
 def _ours(error: duckdb.Error, sql: str, tables: Iterable[str]) -> ClustersimError:
@@ -134,7 +139,9 @@ def _ours(error: duckdb.Error, sql: str, tables: Iterable[str]) -> ClustersimErr
     if column:
         return ClustersimError(f"sql: {_no_column(column[1] or column[2], sql)}")
     if isinstance(error, duckdb.OutOfMemoryException):
-        return ClustersimError(f"sql: the query needs more than {MEMORY} of memory; ask for less at once")
+        return ClustersimError(
+            f"sql: the query needs more than {_SETTINGS['memory_limit']} of memory; ask for less at once"
+        )
     if isinstance(error, duckdb.PermissionException):
         return ClustersimError("sql: only files of this result's trace can be read; its tables have names")
     if isinstance(error, duckdb.IOException):
@@ -144,7 +151,7 @@ def _ours(error: duckdb.Error, sql: str, tables: Iterable[str]) -> ClustersimErr
             f"sql: {_first_line(error)}; {_RESERVED} is a word of SQL: as a column's name it "
             f'stands in double quotes, "{_RESERVED}"'
         )
-    return ClustersimError(f"sql: {_first_line(error)}{_place(text)}")
+    return ClustersimError(f"sql: {_first_line(error)}{_place(text)}{_meant(text)}")
 
 
 def _no_column(name: str, sql: str) -> str:
@@ -162,6 +169,12 @@ def _says_end(sql: str) -> bool:
 def _first_line(error: Exception) -> str:
     """What DuckDB says, without what kind of error it calls it."""
     return str(error).splitlines()[0].partition(" Error: ")[2] or str(error).splitlines()[0]
+
+
+def _meant(text: str) -> str:
+    """The name that DuckDB takes for the nearest, if it says one."""
+    found = re.search(r'^Did you mean "(.+?)"', text, re.M)
+    return f' (did you mean "{found[1]}"?)' if found else ""
 
 
 def _place(text: str) -> str:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--all", "whole", is_flag=True, help="Every part of the path on a line of its own.")
 @JSON
-@click.pass_context
-def why(ctx: click.Context, names: tuple[str, ...], by: str | None, whole: bool, as_json: bool) -> None:
+def why(names: tuple[str, ...], by: str | None, whole: bool, as_json: bool) -> None:
     """Say why a step or a request took as long as it did.
 
     \b
@@ -35,7 +34,7 @@ def why(ctx: click.Context, names: tuple[str, ...], by: str | None, whole: bool,
     """
     from clustersim.study.explaining import path_as_json, path_of
 
-    result, what = _split(ctx, names)
+    result, what = _split(names)
     path = path_of(result.trace, what)
     if as_json:
         print_json(path_as_json(path, by or "operator", whole))
@@ -50,10 +49,7 @@ def why(ctx: click.Context, names: tuple[str, ...], by: str | None, whole: bool,
 @click.option("--check", is_flag=True, help="Run the result's scenario again without what is taken away.")
 @SET
 @JSON
-@click.pass_context
-def bounds(
-    ctx: click.Context, name: str | None, check: bool, overrides: tuple[str, ...], as_json: bool
-) -> None:
+def bounds(name: str | None, check: bool, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say how much faster steps could be at most, were one thing away.
 
     No imbalance, no straggler, infinitely fast NVLink or network, no launch cost, perfect overlap: each by
@@ -61,8 +57,9 @@ def bounds(
     that a scenario can say, from its text with --set laid over, and holds the bound against it.
     """
     from clustersim.study.explaining import explained
+    from clustersim.study.inspecting import open_result
 
-    result = _open(ctx, name)
+    result = open_result(name)
     if check:
         _check(result, overrides, as_json)
         return
@@ -93,15 +90,15 @@ def _check(result: Opened, overrides: tuple[str, ...], as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _split(ctx: click.Context, names: tuple[str, ...]) -> tuple[Opened, str]:
-    if len(names) > 2:
-        raise click.UsageError(f"at most a result and a step or request, not {len(names)} names", ctx)
-    return _open(ctx, names[0] if len(names) == 2 else None), names[-1]
-
-
-def _open(ctx: click.Context, name: str | None) -> Opened:
-    """The result that is named here, or was named before the view."""
+def _split(names: tuple[str, ...]) -> tuple[Opened, str]:
+    """The result and what of it, in either order; a word that is no step is the result."""
+    from clustersim.errors import ClustersimError
+    from clustersim.study.explaining import is_named
     from clustersim.study.inspecting import open_result
 
-    before = ctx.find_object(str)
-    return open_result(name if name is not None else before)
+    if len(names) > 2:
+        raise ClustersimError(f"why: {len(names)} words; name a result and a step or request, such as step:7")
+    if len(names) == 1:
+        return open_result(None), names[0]
+    result, what = names if is_named(names[1]) or not is_named(names[0]) else names[::-1]
+    return open_result(result), what

@@ -147,11 +147,18 @@ class Ledger:
         after = self._spans + np.arange(end.size).reshape(end.shape) - 1
         after[:, 0] = self._released_first(batch, stage, ranks, sent_from)
         met = start.copy()
+        waited = []
         for (at_stage, rank, p), (free, began, before) in batch.begun.items():
             if at_stage == stage:
                 start[rank, p], met[rank, p] = free, began
                 if before >= 0:
                     after[rank, p] = self._spans + rank * end.shape[1] + before
+                if began > free:
+                    waited.append((rank, p))
+        own = after.copy()
+        for rank, p in waited:
+            dispatch = _dispatch_before(program, p)
+            after[rank, p] = own[_sender(batch, program.indices[dispatch], rank, met[rank, p]), dispatch]
         awaited = np.full(end.shape, -1)
         block = Block(batch, stage, self._spans, start, met, end, after, awaited)
         for p, op in enumerate(program.compute):
@@ -200,7 +207,7 @@ class Ledger:
 
     def _blame(self, key: Key, ranks: np.ndarray, waited: np.ndarray, culprit: np.ndarray) -> None:
         """Keeps how long each rank waited for whom."""
-        late = np.flatnonzero(waited > 0)
+        late = np.flatnonzero((waited > 0) & (culprit >= 0))
         if not len(late):
             return
         held = self._waits.setdefault(key, [])
@@ -440,18 +447,37 @@ def _groups(block: Block) -> np.ndarray:
     return groups
 
 
+def _dispatch_before(program: Program, p: int) -> int:
+    """Position of the dispatch that brings the tokens of a section, of which p is one operator or the next."""
+    return next(at for at in range(p - 1, -1, -1) if program.compute[at].queue is not None)
+
+
+def _sender(batch: TokenBatch, index: int, rank: int, now: float) -> int:
+    """Who sent what a rank was waiting for until now in exchange `index`; both are places in the stage."""
+    meeting, member = batch.meetings[index], batch.member(index, rank)
+    # Behind the last expert it waits for what it sends itself.
+    for end in ("target", "source"):
+        for one_round, ends in zip(meeting.routed.rounds, meeting.ends, strict=True):
+            came = np.flatnonzero((getattr(one_round, end) == member) & (ends == now))
+            if len(came):
+                source = int(meeting.routed.ranks[one_round.source[came[0]]])
+                return source - int(batch.graph.ranks[batch.graph.operators[index].stage, 0])
+    return rank
+
+
 def _meet(block: Block, p: int) -> None:
     """Sets from when on the ranks of exchange p exchange, and what had released those that waited."""
     batch, index = block.batch, block.program.indices[p]
     meeting = batch.meetings[index]
     members = np.array([batch.member(index, rank) for rank in range(len(block.ranks))])
+    ready = block.met[:, p].copy()
     began = np.array(meeting.met)
     last = np.array(meeting.released)[members]
     # Where each sends when it is ready, a rank's exchange proper begins with its last sender; a rank
     # that served its first expert before that had no need to wait for it.
     met = np.maximum(began[members], began[last])
-    met = np.where(met > block.end[:, p], block.start[:, p], met)
-    others = np.flatnonzero(met > block.start[:, p])
+    met = np.where(met > block.end[:, p], ready, met)
+    others = np.flatnonzero(met > ready)
     block.awaited[others, p] = meeting.routed.ranks[last[others]]
     place = block.awaited[others, p] - block.ranks[0]
     block.met[:, p] = met

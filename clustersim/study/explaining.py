@@ -16,7 +16,7 @@ from clustersim.analysis.what_if import Bound, as_json, bounds_of
 from clustersim.errors import ClustersimError, nearest
 from clustersim.trace.record import Trace
 
-__all__ = ["NAMED", "Explained", "explained", "path_as_json", "path_of"]
+__all__ = ["NAMED", "Explained", "explained", "is_named", "path_as_json", "path_of"]
 
 #: Name → which step is meant, as a quantile of their latencies.
 NAMED = {"slowest": 1.0, "p99": 0.99, "median": 0.5, "fastest": 0.0}
@@ -56,6 +56,11 @@ def path_of(trace: Trace, what: str) -> Path:
         )
     kind, number = found.groups()
     return paths.request(int(number)) if kind == "request" else paths.step(int(number))
+
+
+def is_named(what: str) -> bool:
+    """Whether a word could be a step or request: a number, or a key of NAMED."""
+    return what in NAMED or _NUMBERED.fullmatch(what.strip()) is not None
 
 
 def _step_at(trace: Trace, level: float) -> int:
