@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import synthetic
+from deployments import EXAMPLES, deployments
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from scenarios import parallel, single_server, tiny, trace_of
 
 from clustersim.analysis.critical_path import CAUSES, Path, Paths, critical_path, request_path, shares
 from clustersim.analysis.path_groups import GROUPS, by_words, in_order
@@ -19,16 +21,6 @@ from clustersim.errors import ClustersimError, ResultError
 from clustersim.study.explaining import NAMED, path_of
 from clustersim.study.run import load, run_scenario
 from clustersim.trace.record import Trace
-from tests import synthetic
-from tests.scenarios import parallel, rail_tree, single_server, tiny, trace_of
-
-#: The seed examples, short enough for a test: what repeats is the step.
-EXAMPLES = {
-    "large_ep": ("workload.decode_steps=2",),
-    "baseline_tp8_pp2": ("workload.decode_steps=2",),
-    "moe_1024": ("workload.microbatches=4",),
-}
-ALL_TO_ALL = ("pairwise", "one_sided", "low_latency", "hierarchical")
 
 
 def all_paths(trace: Trace) -> list[Path]:
@@ -59,35 +51,6 @@ def test_parts_add_up_to_every_step_and_request_of_the_seed_examples(name: str) 
         :: max(1, len(trace.tables["requests"]["request"]) // 8)
     ]:
         assert_adds_up(paths.request(int(request)))
-
-
-@st.composite
-def deployments(draw: st.DrawFn) -> Any:
-    tp, dp, pp = (draw(st.sampled_from((1, 2))) for _ in range(3))
-    ranks = tp * dp * pp
-    service = draw(st.sampled_from(("grouped", "by_expert")))
-    experts: dict[str, Any] = {"service": service}
-    if service == "by_expert":
-        experts["order"] = draw(st.sampled_from(("arrival", "longest_first", "as_listed")))
-        experts["start"] = draw(st.sampled_from(("all_arrived", "expert_complete")))
-    machine = {"latency": draw(st.sampled_from((0.0, 1e-6))), "launch": draw(st.sampled_from((0.0, 2e-6)))}
-    scattered = ranks % 2 == 0 and draw(st.booleans())
-    topology = rail_tree(2, ranks // 2, **machine) if scattered else single_server(ranks, **machine)
-    prefill = draw(st.booleans())
-    faults = [{"kind": "slow_gpu", "gpu": 0, "factor": 2.0}] if draw(st.booleans()) else []
-    return tiny(
-        topology,
-        deployment=parallel(
-            tp, pp, dp, experts=experts, algorithms={"all_to_all": draw(st.sampled_from(ALL_TO_ALL))}
-        ),
-        workload={
-            "phase": "prefill" if prefill else "decode",
-            "microbatches": draw(st.sampled_from((1, 2))),
-            **({} if prefill else {"decode_steps": 2}),
-        },
-        gating=draw(st.sampled_from(({"skew": "even"}, {"skew": "zipf", "exponent": 1.0}))),
-        faults=faults,
-    )
 
 
 @settings(max_examples=40, deadline=None)

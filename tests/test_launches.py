@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scenarios import single_server, table, tiny, trace_of
 
 from clustersim.physics.kernels import KERNELS as FAMILIES
 from clustersim.physics.kernels import basis_of
 from clustersim.physics.launches import launch_seconds
 from clustersim.plan.stepgraph import KERNELS, Call
 from clustersim.spec.gpus import gpu_named
-from tests.scenarios import single_server, table, tiny, trace_of
 
 ROWS = 3
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deployments import EXAMPLES, deployments
 from hypothesis import given, settings
+from scenarios import parallel, rail_tree, single_server, tiny, trace_of
 
 from clustersim.analysis.recomputing import Graph
 from clustersim.analysis.what_if import CHANGES, Bound, bounds
@@ -16,8 +18,6 @@ from clustersim.spec.workload import Fault, Gating
 from clustersim.study.bound_checks import CHECKS, TOLERANCE, check_bounds
 from clustersim.study.run import load, run_scenario
 from clustersim.trace.record import Trace
-from tests.scenarios import parallel, rail_tree, single_server, tiny, trace_of
-from tests.test_critical_path import EXAMPLES, deployments
 
 #: The longest that a rank which has served all its experts waits for its own sends to leave.
 _SENDS = 1e-3
