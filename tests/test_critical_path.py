@@ -209,3 +209,12 @@ def test_an_older_trace_is_explained_without_what_it_lacks() -> None:
     path = critical_path(older, 0)
     assert_adds_up(path)
     assert "launch" not in path.seconds()
+
+
+def test_an_older_trace_still_tells_a_slow_gpu_from_an_overloaded_one() -> None:
+    trace = trace_of(tiny(gating={"skew": "even"}, faults=[{"kind": "slow_gpu", "gpu": 1, "factor": 3.0}]))
+    spans = {name: column for name, column in trace.tables["spans"].items() if name != "priced"}
+    older = critical_path(Trace({**trace.tables, "spans": spans}, trace.facts), 0).seconds()
+    newer = critical_path(trace, 0).seconds()
+    assert isclose(older["slow_gpu"], newer["slow_gpu"], rel_tol=1e-6)
+    assert "imbalance" not in older

@@ -376,7 +376,7 @@ class Paths:
         spans = self.spans
         said = self.facts.said(row, inside)
         if cause == "bubble":
-            said = f"stage {main} is empty until token batch {spans.token_batch[row]} comes: {said}"
+            said = f"{_empty(main, int(spans.stage[row]), int(spans.token_batch[row]))}: {said}"
         return Part(
             cause, inside, spans.operator_of(row), int(spans.layer[row]), int(spans.rank[row]),
             int(spans.stage[row]), int(spans.token_batch[row]), at, length, said,
@@ -449,6 +449,12 @@ def _with_rest(cut: _Cut, before: float, start: float) -> _Cut:
         np.append(cut.rows, -1), np.append(cut.start, start), np.concatenate([cut.seconds, rest]),
         np.append(cut.bubble, 0.0), cut.main,
     )  # fmt: skip
+
+
+def _empty(main: int, stage: int, token_batch: int) -> str:
+    if stage < main:
+        return f"stage {main} is empty until token batch {token_batch} comes"
+    return f"stage {main} has nothing left to do while token batch {token_batch} passes those behind it"
 
 
 def _by_name(seconds: np.ndarray) -> Mapping[str, Any]:

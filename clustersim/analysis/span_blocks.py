@@ -15,6 +15,9 @@ from clustersim.analysis.latency import numbers
 from clustersim.errors import ResultError
 from clustersim.trace.record import Columns, Text, Trace
 
+#: By which a rank may seem slower than priced because its sums are rounded.
+_ROUNDOFF = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -49,7 +52,7 @@ class Spans:
     algorithm     int32[n] codes of `ways`
     is_exchange   bool[n]; on_compute bool[n] on the compute stream
     start, met, end  float64[n] s
-    priced        float64[n] s, NaN where the trace does not say
+    priced        float64[n] s, NaN for exchanges
     blocks        in the order of the table
     """
 
@@ -132,17 +135,21 @@ def spans_of(trace: Trace) -> Spans:
         for name in ("span", "token_batch", "rank", "stage", "layer", "start", "met", "end", "after")
     }
     on_compute = stream.codes == _code(stream, "compute")
-    rows = len(on_compute)
+    rows, is_exchange = len(on_compute), kind.codes == _code(kind, "exchange")
+    priced = _or(table, "priced", np.full(rows, np.nan))
+    if np.isnan(priced).all():
+        took = np.where(is_exchange, np.nan, columns["end"] - columns["met"])
+        priced = took / _slowness(trace)[columns["rank"]]
     return Spans(
         **columns,
         operator=operator.codes,
         words=operator.words,
         algorithm=algorithm.codes,
         ways=algorithm.words,
-        is_exchange=kind.codes == _code(kind, "exchange"),
+        is_exchange=is_exchange,
         on_compute=on_compute,
         group=_or(table, "group", np.full(rows, -1)),
-        priced=_or(table, "priced", np.full(rows, np.nan)),
+        priced=priced,
         blocks=_blocks(columns, on_compute),
     )
 
@@ -160,6 +167,25 @@ def _code(column: Text, word: str) -> int:
 def _or(table: Columns, name: str, missing: np.ndarray) -> np.ndarray:
     """A column that results of version 3 do not have."""
     return numbers(table, name) if name in table else missing
+
+
+def _slowness(trace: Trace) -> np.ndarray:
+    """float64[highest rank + 1] how many times as long as priced a rank's operators took in the whole run.
+
+    Results of version 3 do not say it of a span.
+    """
+    ranks, sums = trace.tables["ranks"], trace.tables["sums"]
+    rank, size = numbers(ranks, "rank"), int(numbers(ranks, "rank").max(initial=-1)) + 1
+    kind = _text(sums, "kind")
+    computing = kind.codes == _code(kind, "compute")
+    busy = np.bincount(
+        numbers(sums, "rank")[computing], weights=numbers(sums, "busy")[computing], minlength=size
+    )
+    priced = np.bincount(rank, weights=numbers(ranks, "priced"), minlength=size)
+    found: np.ndarray = np.divide(busy, priced, out=np.ones(size), where=priced > 0)
+    # What is left by adding up is no slowness.
+    found[np.abs(found - 1.0) < _ROUNDOFF] = 1.0
+    return found
 
 
 def _blocks(columns: dict[str, np.ndarray], on_compute: np.ndarray) -> tuple[Block, ...]:
