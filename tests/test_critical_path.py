@@ -111,6 +111,7 @@ def test_a_pipeline_is_empty_for_its_known_share_of_a_prefill() -> None:
     )
     path = critical_path(trace_of(scenario), 0)
     assert abs(path.seconds()["bubble"] / path.latency - 1 / 3) < 0.02
+    assert isclose(fsum(path.in_bubbles().values()), path.seconds()["bubble"], rel_tol=1e-9)
 
 
 def test_experts_served_one_by_one_stand_in_a_queue_but_for_the_last() -> None:

@@ -93,6 +93,14 @@ class Path:
             held.setdefault(part.cause, []).append(part.seconds)
         return {cause: fsum(held[cause]) for cause in CAUSES if cause in held}
 
+    def in_bubbles(self) -> dict[str, float]:
+        """What other stages did in bubbles: cause → s, longest first; they add up to the bubbles."""
+        held: dict[str, float] = {}
+        for part in self.parts:
+            if part.cause == "bubble":
+                held[part.inside] = held.get(part.inside, 0.0) + part.seconds
+        return dict(sorted(held.items(), key=lambda item: -item[1]))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Cut:

@@ -136,6 +136,7 @@ def as_json(path: Path, by: str, whole: bool) -> dict[str, Any]:
         "end": path.end,
         "latency": path.latency,
         "causes": path.seconds(),
+        "in_bubbles": path.in_bubbles(),
     }
     if whole:
         return found | {"parts": [asdict(part) for part in path.parts]}

@@ -42,6 +42,8 @@ def show_path(path: Path, by: str, whole: bool, console: Console) -> None:
         for cause in sorted(seconds, key=lambda cause: -seconds[cause])
     ]
     put_section(console, "By cause", ["time", "share", "what it is"], rows)
+    if "bubble" in seconds:
+        put_paragraph(console, "  ", f"in bubbles other stages did: {_named(path.in_bubbles())}")
     if whole:
         _show_parts(path, console)
         return
