@@ -90,6 +90,7 @@ def _prices(recorder: Recorder) -> None:
         count=[4, 3, 2],
         seconds=[5.0, 3.0, 2.0],
         outside=[0.0, 0.0, 1.5],
+        launch=[0.5, 0.3, 0.0],
     )
 
 
@@ -155,6 +156,7 @@ def _ranks(recorder: Recorder) -> None:
         part=["weights", "kv", "weights", "kv"],
         bytes=[60.0, 20.0, 60.0, 30.0],
     )
+    recorder.rows("kv_use", time=[0.0, 0.0, 8.0, 8.0], shard=[0, 1, 0, 1], bytes=[20.0, 30.0, 0.0, 0.0])
 
 
 def _sums_and_links(recorder: Recorder) -> None:
@@ -191,6 +193,7 @@ def _sums_and_links(recorder: Recorder) -> None:
         bytes=[50.0, 0.0],
         offered=100.0,
     )
+    recorder.rows("link_use", link=0, start=[2.0, 4.0], end=[4.0, 6.0], bytes=[30.0, 20.0])
     recorder.rows(
         "queues",
         link=[0, 0, 1],
@@ -213,11 +216,14 @@ def _spans(recorder: Recorder) -> None:
         kind=["compute", "compute", "exchange", "exchange"],
         algorithm=["", "", "pairwise", "pairwise"],
         layer=[-1, 0, 0, 0],
+        group=[-1, -1, 0, 0],
         start=[0.0, 0.0, 2.0, 1.0],
         met=[0.0, 0.0, 2.0, 2.0],
         end=[2.0, 1.0, 3.0, 3.0],
+        priced=[2.0, 1.0, NAN, NAN],
         after=[-1, -1, 0, 0],
     )
+    recorder.rows("span_links", span=[2, 3], link=0, own=[50.0, 20.0], all=50.0)
 
 
 def _experts(recorder: Recorder) -> None:

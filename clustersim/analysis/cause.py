@@ -51,24 +51,24 @@ def cause(trace: Trace) -> dict[str, Any] | None:
         return None
     rank, wait = _most_waited_for(trace, steps)
     link, longer = _slow_link(trace, steps)
-    slowness = _slowness(trace)
+    slow = slowness(trace)
     worth = _WORTH_A_CAUSE * period
-    reasons = _reasons(trace, rank, slowness) if wait >= worth else []
-    spread = hot_experts(trace, steps, slowness)
+    reasons = _reasons(trace, rank, slow) if wait >= worth else []
+    spread = hot_experts(trace, steps, slow)
     if spread and (spread.wait < worth or (reasons and not _more_than_one(spread, wait))):
         spread = None
     most = spread.wait if spread else wait
     if longer >= worth and (longer > most or (not spread and reasons in ([], [EXCHANGE]))):
         return {**_NOTHING, "reasons": [LINK], "link": link, "wait": longer, "share": longer / period}
     if spread:
-        return _spread(trace, spread, slowness, period)
+        return _spread(trace, spread, slow, period)
     if not reasons:
         return None
     found = {**_NOTHING, "reasons": reasons, "rank": rank, "gpu": _gpu(trace, rank)}
     hot = _hottest(trace, rank) if EXPERT in reasons else {}
     about = {
         "rank_load": _rank_load(trace, rank, _layer(trace, rank)),
-        "slowness": float(slowness[rank]),
+        "slowness": float(slow[rank]),
     }
     return {**found, **hot, **about, "wait": wait, "share": wait / period}
 
@@ -214,7 +214,7 @@ def _reasons(trace: Trace, rank: int, slow: np.ndarray) -> list[str]:
     return sorted(weighty, key=lambda reason: -longer[reason])
 
 
-def _slowness(trace: Trace) -> np.ndarray:
+def slowness(trace: Trace) -> np.ndarray:
     """How many times as long each rank's operators took as the median GPU's would, float64[rank]."""
     ranks = trace.tables["ranks"]
     priced = np.bincount(numbers(ranks, "rank"), weights=numbers(ranks, "priced"))

@@ -24,6 +24,7 @@ from clustersim.cli.output import progress as _progress
 from clustersim.cli.output import warn as _warn
 from clustersim.cli.rebalance import rebalance as _rebalance
 from clustersim.cli.stress import stress as _stress
+from clustersim.cli.trace import trace as _trace
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -536,6 +537,7 @@ def catalogue(section: str, name: str, as_json: bool) -> None:
 
 cli.add_command(_stress)
 cli.add_command(_rebalance)
+cli.add_command(_trace)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

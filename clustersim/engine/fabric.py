@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 import simpy
@@ -21,6 +22,16 @@ _FEW = 24
 _MOST_MOVES = 16
 
 
+class Shift(NamedTuple):
+    """Flows int[A] of round `at` that took other links: float64[A] bytes from int[A, P] to int[A, Q]."""
+
+    at: int
+    flows: np.ndarray
+    size: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
 class Meeting:
     """One exchange while it happens. Members are numbered group * n + position.
 
@@ -29,6 +40,7 @@ class Meeting:
     done      float s per member: when its last byte had left and arrived; NaN before
     ends      per round float64[F] s: when each flow's last byte arrived
     what      operator, layer and token batch, for messages
+    shifts    flows that left the links they were laid on
     """
 
     def __init__(
@@ -49,11 +61,20 @@ class Meeting:
         self._events: list[simpy.Event | None] = [None] * members
         self._news: dict[int, simpy.Event] = {}
         self._shifted: np.ndarray | None = None
+        self.shifts: list[Shift] = []
 
     @property
     def carried(self) -> np.ndarray:
         """float64[2, K] as in RoutedExchange, by the paths that were taken; known when it is over."""
         return self.routed.carried if self._shifted is None else self.routed.carried + self._shifted
+
+    def span(self) -> tuple[float, float]:
+        """When its first flow was handed to the network, and when its last byte arrived, s.
+
+        Known when it is over, of an exchange with flows.
+        """
+        start = min(float(starts.min()) for starts in self.starts)
+        return start, max(float(ends.max()) for ends in self.ends)
 
     def shift(
         self, at: int, flows: np.ndarray, size: np.ndarray, before: np.ndarray, after: np.ndarray
@@ -66,6 +87,7 @@ class Meeting:
         for path, sign in ((before, -1.0), (after, 1.0)):
             moved = np.stack([over_links(sign * part, path, links) for part in (size, payload)])
             self._shifted = moved if self._shifted is None else self._shifted + moved
+        self.shifts.append(Shift(at, flows, size, before, after))
 
     def arrive(self, member: int) -> simpy.Event:
         """Member is ready. Returns the event of its being done."""

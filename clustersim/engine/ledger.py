@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clustersim.engine.fabric import Meeting
+from clustersim.engine.link_use import LinkUse, narrowest
 from clustersim.engine.queues import TokenWaits, arrivals, jobs_of, waits_of
 from clustersim.engine.tokenbatch import PriceKey, Program, TokenBatch
 from clustersim.plan.layout import Layout
@@ -68,6 +69,8 @@ class Ledger:
         self.flop = np.zeros(ranks)
         self.moved = np.zeros(ranks)
         self.priced = np.zeros(ranks)
+        self.links = LinkUse(len(layout.topology.links.bandwidth))
+        self._bandwidth = layout.topology.links.bandwidth
         self._recorder = recorder
         self._level = level
         self._spans = 0
@@ -78,7 +81,7 @@ class Ledger:
         self._waits: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}
         #: (operator, phase, kind, algorithm) → how often, bytes
         self._exchanges: dict[Key, tuple[int, float]] = {}
-        self._prices: dict[tuple[str, PriceKey], tuple[int, float, float]] = {}
+        self._prices: dict[tuple[str, PriceKey], tuple[int, float, float, float]] = {}
         self._token_waits: dict[str, TokenWaits] = {}
 
     def write(self, batch: TokenBatch) -> int:
@@ -97,6 +100,8 @@ class Ledger:
                 sent_from = self._transfers(batch, stage, program.transfer)
             self.priced[block.ranks] += program.priced
             released = int(block.last_spans()[np.argmax(block.end[:, -1])])
+        for index in sorted(batch.meetings):
+            self.count_links(batch.meetings[index])
         for op in batch.graph.operators:
             self.flop[batch.graph.ranks[op.stage]] += op.flop
             self.moved[batch.graph.ranks[op.stage]] += op.bytes
@@ -105,14 +110,21 @@ class Ledger:
         self._flows(batch)
         return released
 
+    def count_links(self, meeting: Meeting) -> None:
+        """Adds what an exchange that is over put on links."""
+        if meeting.routed.rounds:
+            start, end = meeting.span()
+            self.links.add(meeting.carried[0], start, end)
+
     def _priced(self, batch: TokenBatch) -> None:
         """Counts where the durations of a batch's operators come from."""
-        for key, (count, seconds, outside) in batch.prices.items():
-            held = self._prices.get((batch.phase, key), (0, 0.0, 0.0))
+        for key, (count, seconds, outside, launch) in batch.prices.items():
+            held = self._prices.get((batch.phase, key), (0, 0.0, 0.0, 0.0))
             self._prices[batch.phase, key] = (
                 held[0] + count,
                 held[1] + seconds,
                 max(held[2], outside),
+                held[3] + launch,
             )
 
     def _choices(self, batch: TokenBatch) -> None:
@@ -135,11 +147,18 @@ class Ledger:
         after = self._spans + np.arange(end.size).reshape(end.shape) - 1
         after[:, 0] = self._released_first(batch, stage, ranks, sent_from)
         met = start.copy()
+        waited = []
         for (at_stage, rank, p), (free, began, before) in batch.begun.items():
             if at_stage == stage:
                 start[rank, p], met[rank, p] = free, began
                 if before >= 0:
                     after[rank, p] = self._spans + rank * end.shape[1] + before
+                if began > free:
+                    waited.append((rank, p))
+        own = after.copy()
+        for rank, p in waited:
+            dispatch = _dispatch_before(program, p)
+            after[rank, p] = own[_sender(batch, program.indices[dispatch], rank, met[rank, p]), dispatch]
         awaited = np.full(end.shape, -1)
         block = Block(batch, stage, self._spans, start, met, end, after, awaited)
         for p, op in enumerate(program.compute):
@@ -188,7 +207,7 @@ class Ledger:
 
     def _blame(self, key: Key, ranks: np.ndarray, waited: np.ndarray, culprit: np.ndarray) -> None:
         """Keeps how long each rank waited for whom."""
-        late = np.flatnonzero(waited > 0)
+        late = np.flatnonzero((waited > 0) & (culprit >= 0))
         if not len(late):
             return
         held = self._waits.setdefault(key, [])
@@ -215,11 +234,32 @@ class Ledger:
             kind=np.tile(kinds, ranks),
             algorithm=np.tile(ways, ranks),
             layer=np.tile([op.layer for op in program.compute], ranks),
+            group=_groups(block).ravel(),
             start=block.start.ravel(),
             met=block.met.ravel(),
             end=block.end.ravel(),
+            priced=np.array(program.seconds, dtype=np.float64).ravel(),
             after=block.after.ravel(),
         )
+        for p, (op, index) in enumerate(zip(program.compute, program.indices, strict=True)):
+            if op.exchange is not None:
+                self._span_links(block.batch, index, block.base + np.arange(ranks) * count + p)
+
+    def _span_links(self, batch: TokenBatch, index: int, spans: np.ndarray) -> None:
+        """Rows for an exchange. spans: int64[N] of the ranks of the stage."""
+        meeting = batch.meetings[index]
+        found = narrowest(meeting, self._bandwidth)
+        member = np.array([batch.member(index, rank) for rank in range(len(spans))])
+        some = found.link[member] >= 0
+        member = member[some]
+        if len(member):
+            self._recorder.rows(
+                "span_links",
+                span=spans[some],
+                link=found.link[member],
+                own=found.own[member],
+                all=found.all[member],
+            )
 
     def _remember(self, stream: str, ranks: np.ndarray, spans: np.ndarray, ends: np.ndarray) -> None:
         last, last_end = self._last[stream]
@@ -239,6 +279,7 @@ class Ledger:
         self._remember("transfer", ranks, spans, end)
         self._add((op.name, batch.phase, "exchange", "transfer"), ranks, end - start, np.zeros(len(ranks)))
         if self._level != "sums":
+            members = batch.meetings[index].routed.members
             self._recorder.rows(
                 "spans",
                 span=spans,
@@ -250,11 +291,14 @@ class Ledger:
                 kind="exchange",
                 algorithm=batch.meetings[index].routed.algorithm,
                 layer=op.layer,
+                group=[batch.member(index, rank) // members for rank in range(len(ranks))],
                 start=start,
                 met=start,
                 end=end,
+                priced=np.nan,
                 after=after,
             )
+            self._span_links(batch, index, spans)
         return spans
 
     def _queues(self, block: Block, p: int, op: Operator) -> None:
@@ -338,8 +382,9 @@ class Ledger:
                 count=often,
                 bytes=size,
             )
+        self._recorder.rows("link_use", **self.links.rows())
         for phase, priced in sorted(self._prices):
-            count, seconds, outside = self._prices[phase, priced]
+            count, seconds, outside, launch = self._prices[phase, priced]
             self._recorder.rows(
                 "prices",
                 **priced._asdict(),
@@ -347,6 +392,7 @@ class Ledger:
                 count=count,
                 seconds=seconds,
                 outside=outside,
+                launch=launch,
             )
         for name, phase, layer in sorted(self._waited_for):
             waited = self._waited_for[name, phase, layer]
@@ -393,18 +439,48 @@ def _algorithms(block: Block) -> list[str]:
     ]
 
 
+def _groups(block: Block) -> np.ndarray:
+    """int[N, P] the group of each exchange that each rank is in; -1 for compute."""
+    groups = np.full(block.end.shape, -1)
+    batch, program = block.batch, block.program
+    for p, (op, index) in enumerate(zip(program.compute, program.indices, strict=True)):
+        if op.exchange is not None:
+            members = batch.meetings[index].routed.members
+            groups[:, p] = [batch.member(index, rank) // members for rank in range(len(groups))]
+    return groups
+
+
+def _dispatch_before(program: Program, p: int) -> int:
+    """Position of the dispatch that brings the tokens of a section, of which p is one operator or the next."""
+    return next(at for at in range(p - 1, -1, -1) if program.compute[at].queue is not None)
+
+
+def _sender(batch: TokenBatch, index: int, rank: int, now: float) -> int:
+    """Who sent what a rank was waiting for until now in exchange `index`; both are places in the stage."""
+    meeting, member = batch.meetings[index], batch.member(index, rank)
+    # Behind the last expert it waits for what it sends itself.
+    for end in ("target", "source"):
+        for one_round, ends in zip(meeting.routed.rounds, meeting.ends, strict=True):
+            came = np.flatnonzero((getattr(one_round, end) == member) & (ends == now))
+            if len(came):
+                source = int(meeting.routed.ranks[one_round.source[came[0]]])
+                return source - int(batch.graph.ranks[batch.graph.operators[index].stage, 0])
+    return rank
+
+
 def _meet(block: Block, p: int) -> None:
     """Sets from when on the ranks of exchange p exchange, and what had released those that waited."""
     batch, index = block.batch, block.program.indices[p]
     meeting = batch.meetings[index]
     members = np.array([batch.member(index, rank) for rank in range(len(block.ranks))])
+    ready = block.met[:, p].copy()
     began = np.array(meeting.met)
     last = np.array(meeting.released)[members]
     # Where each sends when it is ready, a rank's exchange proper begins with its last sender; a rank
     # that served its first expert before that had no need to wait for it.
     met = np.maximum(began[members], began[last])
-    met = np.where(met > block.end[:, p], block.start[:, p], met)
-    others = np.flatnonzero(met > block.start[:, p])
+    met = np.where(met > block.end[:, p], ready, met)
+    others = np.flatnonzero(met > ready)
     block.awaited[others, p] = meeting.routed.ranks[last[others]]
     place = block.awaited[others, p] - block.ranks[0]
     block.met[:, p] = met

@@ -318,6 +318,7 @@ class Rebalancer:
         for done in [meeting.arrive(member) for member in range(len(routed.ranks))]:
             yield done
         self._carried += meeting.carried[0]
+        self._ledger.count_links(meeting)
         bill.bytes += _payload(routed)
         self._ledger.write_flows(meeting, "rebalance", layer, -1)
 

@@ -21,6 +21,7 @@ from clustersim.physics.exchanges import Routes
 from clustersim.physics.pricing import measured
 from clustersim.plan.layout import Layout
 from clustersim.plan.lowering import gated, lower
+from clustersim.plan.memory import kv_bytes_per_token
 from clustersim.plan.stepgraph import StepGraph
 from clustersim.serving.batching import Pass, microbatches
 from clustersim.serving.kvcache import KvPool
@@ -87,6 +88,8 @@ class Replica:
         self._ledger = ledger
         self._recorder = recorder
         self._pool = pool
+        per_token = kv_bytes_per_token(scenario.model, scenario.deployment, scenario.workload)
+        self._block_bytes = per_token * pool.block_tokens
         self._tell = tell
         self._routes = Routes(layout, measured(layout.topology, scenario.network.startup))
         self._prepared: dict[bytes, Prepared] = {}
@@ -128,6 +131,7 @@ class Replica:
                 yield self._room
                 released = self._last
             self._pool.take(wanted)
+            self._kv_rows(wanted)
             for request, shard in zip(batch, shards, strict=True):
                 self._held[shard] += request.prompt_tokens + request.decode_steps
             running.append(self.env.process(self._run(batch, shards, wanted, released)))
@@ -139,6 +143,12 @@ class Replica:
         for request, shard in zip(batch, shards, strict=True):
             wanted[shard] += self._pool.blocks_for(request.prompt_tokens + request.decode_steps)
         return wanted
+
+    def _kv_rows(self, changed: np.ndarray) -> None:
+        """What shards hold from now on. changed: int64[D] blocks that they took or gave back."""
+        shards = np.flatnonzero(changed)
+        held = self._pool.used[shards] * self._block_bytes
+        self._recorder.rows("kv_use", time=self.env.now, shard=shards, bytes=held)
 
     def _run(
         self, batch: Sequence[Request], shards: Sequence[int], wanted: np.ndarray, released: int
@@ -159,6 +169,7 @@ class Replica:
         for request, shard in placed:
             self._held[shard] -= request.prompt_tokens + request.decode_steps
         self._pool.give_back(wanted)
+        self._kv_rows(wanted)
         room, self._room = self._room, self.env.event()
         room.succeed()
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,18 @@ from clustersim.errors import ResultError
 from clustersim.trace.plain import json_text, read_json
 from clustersim.trace.record import TABLES, Columns, Text, Trace
 
-#: Changed whenever a table or column changes its meaning; other versions are refused.
-TRACE_VERSION = 3
+#: Changed whenever a table or column changes its meaning.
+TRACE_VERSION = 4
+#: Versions that are read, the present one included: what an older one lacks is filled.
+READABLE = (3, 4)
+
+#: What version 4 added: (table, column) → what stands there in an older trace; tables are empty there.
+_ADDED: dict[tuple[str, str], float] = {
+    ("spans", "group"): -1,
+    ("spans", "priced"): nan,
+    ("prices", "launch"): nan,
+}
+_ADDED_TABLES = ("span_links", "link_use", "kv_use")
 
 _ROW_GROUP = 1 << 20
 _FACTS = "facts.json"
@@ -63,8 +74,33 @@ def read(folder: Path) -> Trace:
 
     Raises   ResultError if a file is missing, damaged, or not of this version's form
     """
-    facts = _read_facts(folder / _FACTS)
-    return Trace({table: _read_table(folder / f"{table}.parquet", table) for table in TABLES}, facts)
+    version, facts = _read_facts(folder / _FACTS)
+    return Trace({table: _read_table(folder / f"{table}.parquet", table, version) for table in TABLES}, facts)
+
+
+def read_table(
+    folder: Path, table: str, columns: Collection[str] | None = None, version: int = TRACE_VERSION
+) -> dict[str, np.ndarray | Text]:
+    """Some columns of one table of a trace, or all of them; its arrays are read-only.
+
+    folder   that `write` wrote
+    version  of the trace, from `read_facts`
+    Raises   ResultError if the file is missing, damaged, or not of this version's form
+    """
+    return _read_table(folder / f"{table}.parquet", table, version, columns)
+
+
+def read_facts(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Version of a trace, and its facts that belong to no row.
+
+    Raises   ResultError if there is no trace, or one of a version that cannot be read
+    """
+    return _read_facts(folder / _FACTS)
+
+
+def tables_of(version: int) -> list[str]:
+    """The tables that a trace of a version has on disk."""
+    return [table for table in TABLES if version >= TRACE_VERSION or table not in _ADDED_TABLES]
 
 
 def to_arrow(columns: Columns, table: str = "") -> pa.Table:
@@ -78,7 +114,8 @@ def to_arrow(columns: Columns, table: str = "") -> pa.Table:
         pa.field(name, array.type, metadata=_field_metadata(columns[name], expected.get(name)))
         for name, array in arrays.items()
     ]
-    return pa.Table.from_arrays(list(arrays.values()), schema=pa.schema(fields))
+    about = {"trace_version": str(TRACE_VERSION), "table": table} if table else None
+    return pa.Table.from_arrays(list(arrays.values()), schema=pa.schema(fields, metadata=about))
 
 
 def _arrow_array(column: np.ndarray | Text) -> Any:
@@ -101,25 +138,56 @@ def _field_metadata(column: np.ndarray | Text, expected: tuple[str, str] | None)
     return metadata
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
+def _read_facts(path: Path) -> tuple[int, dict[str, Any]]:
+    """Version of the trace, and its facts."""
     facts = read_json(path, f"there is no trace here; {_FACTS} is missing")
     version = facts.pop("trace_version", None)
-    if version != TRACE_VERSION:
-        raise ResultError(f"{path}: trace version {version!r} is not {TRACE_VERSION}; run the scenario again")
-    return facts
+    if version not in READABLE:
+        known = ", ".join(map(str, READABLE))
+        raise ResultError(f"{path}: trace version {version!r} is not one of {known}; run the scenario again")
+    return version, facts
 
 
-def _read_table(path: Path, table: str) -> Columns:
+def _read_table(
+    path: Path, table: str, version: int, columns: Collection[str] | None = None
+) -> dict[str, np.ndarray | Text]:
+    older = version < TRACE_VERSION
+    chosen = {name: TABLES[table][name] for name in (TABLES[table] if columns is None else columns)}
+    if older and table in _ADDED_TABLES:
+        return {name: _empty(dtype) for name, (dtype, _) in chosen.items()}
+    wanted = [name for name in TABLES[table] if not (older and (table, name) in _ADDED)]
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            found = file.read().combine_chunks()
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            found = file.read([name for name in wanted if name in chosen]).combine_chunks()
     except FileNotFoundError:
         raise ResultError(f"{path}: missing; the trace is not whole") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ResultError(f"{path}: damaged: {error}") from error
-    if found.column_names != list(TABLES[table]):
-        raise ResultError(f"{path}: its columns are not those of {table}: {', '.join(found.column_names)}")
-    return {name: _column(found, name, dtype, path) for name, (dtype, _) in TABLES[table].items()}
+    if schema.names != wanted:
+        raise ResultError(f"{path}: its columns are not those of {table}: {', '.join(schema.names)}")
+    _check_about(path, schema.metadata or {}, table, version)
+    return {
+        name: _column(found, name, dtype, path)
+        if name in wanted
+        else np.full(rows, _ADDED[table, name], dtype=dtype)
+        for name, (dtype, _) in chosen.items()
+    }
+
+
+def _check_about(path: Path, about: Mapping[bytes, bytes], table: str, version: int) -> None:
+    """Raises ResultError where a file says that it is another table's, or of another version."""
+    said = tuple(about.get(key, b"").decode() for key in (b"table", b"trace_version"))
+    # Version 3 wrote neither.
+    if version >= 4 and said != (table, str(version)):
+        raise ResultError(
+            f'{path}: says that it is table "{said[0]}" of trace version "{said[1]}"; '
+            f"here belongs {table} of version {version}"
+        )
+
+
+def _empty(dtype: str) -> np.ndarray | Text:
+    return Text(np.empty(0, dtype="int32"), ()) if dtype == "text" else np.empty(0, dtype=dtype)
 
 
 def _column(found: pa.Table, name: str, dtype: str, path: Path) -> np.ndarray | Text:

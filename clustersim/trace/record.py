@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-Columns = dict[str, "np.ndarray | Text"]
+Columns = Mapping[str, "np.ndarray | Text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,18 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "kind": ("text", "compute or exchange"),
         "algorithm": ("text", "how an exchange is done, from plan/collectives.py; empty for compute"),
         "layer": ("int32", "layer, -1 outside the layers"),
+        "group": ("int32", "number of the exchange's group within the stage; -1 for compute"),
         "start": ("float64", "when the rank was ready for it, s"),
         "met": ("float64", "when all it had to meet were there (compute: the start), s"),
         "end": ("float64", "when it was done, s"),
+        "priced": ("float64", "what it would have taken as priced, without faults, s; NaN for exchanges"),
         "after": ("int64", "span whose end released it; -1 for none"),
+    },
+    "span_links": {
+        "span": ("int64", "span of an exchange in which bytes were sent to or from its rank"),
+        "link": ("int32", "of the flow that ended last for the rank: the link with least room on its path"),
+        "own": ("float64", "what flows of the rank, both ways, put on that link in this exchange, bytes"),
+        "all": ("float64", "what the whole exchange, all groups of the stage, put on it, bytes"),
     },
     "sums": {
         "rank": ("int32", "rank"),
@@ -135,6 +143,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "count": ("int64", "operators so priced, over all ranks"),
         "seconds": ("float64", "their durations, added up over all ranks, s"),
         "outside": ("float64", "the furthest beyond what was measured, octaves"),
+        "launch": ("float64", "of these seconds, those of launches by the kernels' formulas, s"),
     },
     "links": {
         "link": ("int32", "link number"),
@@ -145,6 +154,16 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "latency": ("float64", "s"),
         "bytes": ("float64", "bytes carried, what protocols put on the wire counted"),
         "offered": ("float64", "capacity over the whole run, faults counted, bytes"),
+    },
+    "link_use": {
+        "link": ("int32", "link number; rows only for intervals in which it carried something"),
+        "start": ("float64", "beginning of an interval, s; all are equally long, a power of two"),
+        "end": ("float64", "end of the interval, s"),
+        "bytes": (
+            "float64",
+            "bytes carried in it, protocol counted; those of an exchange are spread "
+            "evenly from its first start to its last end",
+        ),
     },
     "queues": {
         "link": ("int32", "link number; rows only where links have queues, that is under chunked"),
@@ -216,6 +235,14 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "rank": ("int32", "rank"),
         "part": ("text", "weights, kv, activations, exchange buffers or rebalancing buffers"),
         "bytes": ("float64", "HBM it takes at most"),
+    },
+    "kv_use": {
+        "time": ("float64", "when what it holds changed, s; before the first row it is nothing"),
+        "shard": ("int32", "shard of the replica"),
+        "bytes": (
+            "float64",
+            "KV blocks given out from then on, on each rank of the fullest stage, bytes",
+        ),
     },
     "ranks": {
         "rank": ("int32", "rank"),
@@ -308,7 +335,7 @@ class Recorder:
         return Trace({table: self._joined(table) for table in TABLES}, facts)
 
     def _joined(self, table: str) -> Columns:
-        joined: Columns = {}
+        joined: dict[str, np.ndarray | Text] = {}
         for column, (dtype, _) in TABLES[table].items():
             kind = "int32" if dtype == "text" else dtype
             parts = [block[column] for block in self._blocks[table]]
