@@ -32,6 +32,7 @@ _ADDED: dict[tuple[str, str], float] = {
     ("spans", "group"): -1,
     ("spans", "priced"): nan,
     ("prices", "launch"): nan,
+    ("experts", "behind"): nan,
 }
 _ADDED_TABLES = ("span_links", "link_use", "kv_use")
 
