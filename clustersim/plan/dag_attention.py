@@ -22,7 +22,7 @@ def qkv(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
         tokens = ("tokens", m, sheet.graph.tokens)
         gives = [
             sheet.tensor(name, at, tokens, (of, number, float(np.max(number)) * sheet.tp), ("d", d, d))
-            for name, of, number in (("query", "heads", heads), ("key", "key heads", kv), ("value", "value heads", kv))
+            for name, of, number in (("query", "heads", heads), ("key", "heads", kv), ("value", "heads", kv))
         ]
         takes = [sheet.tensor("x", at, tokens, ("hidden", call.columns["k"], sheet.model.hidden))]
         yield sheet.node(index, op, f"QKV projection{_columns(sheet)}", suffix, at, takes, gives)
@@ -167,8 +167,8 @@ def _by_heads(sheet: Sheet, op: Operator, each: np.ndarray) -> list[_Wanted]:
     shared = each * c["kv_heads"] / c["heads"]
     return [
         ("query", "heads", c["tokens"], each, c["head_dim"]),
-        ("key", "key heads", c["tokens"], shared, c["head_dim"]),
-        ("value", "value heads", c["tokens"], shared, c["head_dim"]),
+        ("key", "heads", c["tokens"], shared, c["head_dim"]),
+        ("value", "heads", c["tokens"], shared, c["head_dim"]),
     ]
 
 
@@ -179,8 +179,8 @@ def _latent(sheet: Sheet, op: Operator, each: np.ndarray) -> list[_Wanted]:
     return [
         ("query", "heads", c["tokens"], each, c["kv_rank"]),
         ("query_rope", "heads", c["tokens"], each, c["rope_dim"]),
-        ("latent_kv", "latents", c["tokens"], shared, c["kv_rank"]),
-        ("key_rope", "key heads", c["tokens"], shared, c["rope_dim"]),
+        ("latent_kv", "shared", c["tokens"], shared, c["kv_rank"]),
+        ("key_rope", "heads", c["tokens"], shared, c["rope_dim"]),
     ]
 
 
@@ -191,7 +191,7 @@ def _expanded(sheet: Sheet, op: Operator, each: np.ndarray) -> list[_Wanted]:
         ("query", "heads", c["tokens"], each, c["nope_dim"]),
         ("query_rope", "heads", c["tokens"], each, c["rope_dim"]),
         ("kv", "heads", c["context"], each, c["nope_dim"] + c["v_dim"]),
-        ("key_rope", "key heads", c["tokens"], each / c["heads"], c["rope_dim"]),
+        ("key_rope", "heads", c["tokens"], each / c["heads"], c["rope_dim"]),
     ]
 
 

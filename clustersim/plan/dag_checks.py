@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+import math
 
 import networkx as nx
 import numpy as np
@@ -55,8 +56,9 @@ class _Balance:
     def close(self) -> Iterator[str]:
         """Who got too much or too little; begins anew."""
         for tensor, carried, who in self._open.values():
-            if not np.allclose(carried, tensor.numbers, rtol=_ROUNDING, atol=_ROUNDING):
-                at = int(np.argmax(np.abs(carried - tensor.numbers)))
+            off = np.abs(carried - tensor.numbers)
+            if (off > _ROUNDING * (1 + tensor.numbers)).any():
+                at = int(np.argmax(off))
                 yield (
                     f"{who}: {carried[at]:,g} numbers of {tensor.name} on GPU {tensor.ranks[at]}, "
                     f"not {tensor.numbers[at]:,g}"
@@ -119,7 +121,7 @@ class Inspection:
         allowed = self._graph.ranks[node.stage]
         if node.name == "stage_transfer":
             allowed = self._graph.ranks[node.stage : node.stage + 2].ravel()
-        if not len(node.ranks) or not np.isin(node.ranks, allowed).all():
+        if not len(node.ranks) or node.ranks.min() < allowed[0] or node.ranks.max() > allowed[-1]:
             self._outside.append(node.id)
 
     def _worked(self, node: Node) -> None:
@@ -144,7 +146,7 @@ class Inspection:
             return
         self._links.append((source, target))
         given, taken = edge.given, edge.taken
-        ranks, at_given, at_taken = np.intersect1d(given.ranks, taken.ranks, return_indices=True)
+        ranks, at_given, at_taken = _common(given.ranks, taken.ranks)
         if not len(ranks):
             self._faults["dimensions"].append(f"{edge.source} -> {edge.target}: no GPU has both ends")
             return
@@ -298,10 +300,17 @@ class Inspection:
 _EXPERT_PARTS = ("expert_gemm_1", "expert_activation", "expert_gemm_2")
 
 
+def _common(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What two ascending arrays both hold, and where in each."""
+    at = np.searchsorted(a, b)
+    both = a[np.minimum(at, len(a) - 1)] == b
+    return b[both], at[both], np.flatnonzero(both)
+
+
 def _alike(given: Tensor, taken: Tensor) -> bool:
     """Whether both ends speak of a tensor that is as large in all."""
-    sizes = (float(np.prod([dim.whole for dim in tensor.dims])) for tensor in (given, taken))
-    return bool(np.isclose(*sizes, rtol=_ROUNDING))
+    sizes = (math.prod(dim.whole for dim in tensor.dims) for tensor in (given, taken))
+    return math.isclose(*sizes, rel_tol=_ROUNDING)
 
 
 def _named(faults: list[str]) -> str:

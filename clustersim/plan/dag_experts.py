@@ -134,6 +134,7 @@ def product(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     inner = op.call.columns["inter"]
     wide = inner * (1 + op.call.columns["gated"])
     widths = {"hidden": op.call.columns["hidden"], "up": wide, "acted": inner}
+    title = title or said_activation(sheet)
     etp = sheet.d.expert_tensor_parallel
     divided = {"columns": f" (columns over {etp})", "rows": f" (rows over {etp})"} if etp > 1 else {}
     title += divided.get({"expert_up": "columns", "expert_down": "rows"}.get(op.call.kernel, ""), "")
@@ -147,9 +148,14 @@ def product(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     for part, at, rows in _copies(sheet, op):
         key = None if part is None else (op.slot, _chunk(sheet, index), part)
         takes = [sized(taken, _WIDTH_OF[taken], at, rows, key)]
-        if taken == "arrived":
+        if taken == "arrived" and etp == 1:
             takes = [Tensor(t.name, t.ranks, t.numbers, t.dims, t.key, selects=True) for t in takes]
         yield _expert_node(sheet, index, op, title, at, rows, part, takes, [sized(given, _WIDTH_OF[given], at, rows, key)])
+
+
+def said_activation(sheet: Sheet) -> str:
+    """What stands between the two products of a feed-forward network."""
+    return "Gate and activation" if sheet.model.ffn_kind == "gated" else "GELU"
 
 
 def _expert_node(
@@ -219,7 +225,7 @@ def among_sharers(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
         said = f"… {len(groups):,} more groups: {title.partition(': ')[2]}" if rest else title
         yield sheet.node(
             index, op, said, f".e{first}-{last}" if rest else f".e{first}", at,
-            [sheet.hidden(name, at, before, whole)], [sheet.hidden(name, at, after, whole)],
+            [sheet.hidden(name, at, before, whole, selects=gathers)], [sheet.hidden(name, at, after, whole)],
             REST if rest else "", sent=float(exchange.size[groups].sum()), note=said_groups(exchange.groups[groups]),
         )  # fmt: skip
 
@@ -238,7 +244,7 @@ def _sharers(sheet: Sheet, groups: np.ndarray) -> list[tuple[list[int], bool]]:
 #: Kernel → what it takes, what it gives, what it is.
 _KERNELS = {
     "expert_up": ("arrived", "up", "GEMM 1"),
-    "expert_activation": ("up", "acted", "activation"),
+    "expert_activation": ("up", "acted", ""),
     "expert_down": ("acted", "back", "GEMM 2"),
 }
 _WIDTH_OF = {"arrived": "hidden", "up": "up", "acted": "acted", "back": "hidden"}

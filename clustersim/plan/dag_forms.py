@@ -9,7 +9,7 @@ import numpy as np
 from clustersim.plan import dag_attention as attention
 from clustersim.plan import dag_experts as experts
 from clustersim.plan.builder import WIDTH
-from clustersim.plan.dag import END, REST, ROUTING, Node, Part, Wish, joined
+from clustersim.plan.dag import END, REST, ROUTING, Node, Part, Tensor, Wish, joined
 from clustersim.plan.dag_sheet import Sheet, said_groups
 from clustersim.plan.layout import Layout
 from clustersim.plan.lowering import SCORE
@@ -28,7 +28,7 @@ def drawn(graph: StepGraph, layout: Layout, wish: Wish) -> Iterator[Part]:
             left_out.append(index)
             continue
         if left_out:
-            yield from joined(_rest(sheet, left_out), sheet.registers)
+            yield from _left_out(sheet, left_out)
             left_out = []
         if op.stage != sheet.stage:
             sheet.enter(op.stage)
@@ -83,26 +83,25 @@ def _output(sheet: Sheet) -> Node:
     return Node("output", "Output: new tokens", END, -1, "output", sheet.stage, -1, "", sheet.ranks, takes=(taken,))
 
 
-def _rest(sheet: Sheet, left_out: list[int]) -> Node:
+def _left_out(sheet: Sheet, indices: list[int]) -> Iterator[Part]:
     """One node in place of layers that are not drawn, and of what lies between them."""
-    first, last = (sheet.graph.operators[index] for index in (left_out[0], left_out[-1]))
-    begin, layer = first.stage, first.layer
-    if begin != sheet.stage:
-        sheet.enter(begin)
+    operators, hidden = [sheet.graph.operators[index] for index in indices], sheet.model.hidden
+    first, last = operators[0], operators[-1]
+    if first.stage != sheet.stage:
+        sheet.enter(first.stage)
     at = np.arange(len(sheet.ranks))
     # A layer begins with a norm that reads the stream once, and ends with a sum of two that is written.
-    taken = sheet.hidden("stream", at, first.bytes / (2 * WIDTH * sheet.model.hidden))
-    ranks = sheet.ranks
-    if last.stage != begin:
-        sheet.enter(last.stage)
-    given = sheet.hidden("stream", at, last.bytes / (3 * WIDTH * sheet.model.hidden))
-    layers = f"layer {layer}" if last.layer == layer else f"layers {layer} to {last.layer}"
-    every = np.unique(np.concatenate([sheet.graph.ranks[stage] for stage in range(begin, last.stage + 1)]))
-    assert len(ranks) == len(at)
-    return Node(
-        f"l{layer}-{last.layer}", f"… {layers}: {len(left_out):,} operators", REST, -1, "layers", begin, -1, "", every,
-        (taken,), (given,), sum(float(sheet.graph.operators[index].flop.sum()) for index in left_out),
+    taken = sheet.hidden("stream", at, first.bytes / (2 * WIDTH * hidden))
+    given = sheet.hidden("stream", at, last.bytes / (3 * WIDTH * hidden))
+    given = Tensor(given.name, sheet.graph.ranks[last.stage], given.numbers, given.dims)
+    layers = f"layer {first.layer}" if last.layer == first.layer else f"layers {first.layer} to {last.layer}"
+    node = Node(
+        f"l{first.layer}-{last.layer}", f"… {layers}: {len(operators):,} operators", REST, -1, "layers", first.stage, -1, "",
+        sheet.graph.ranks[first.stage : last.stage + 1].ravel(), (taken,), (given,), sum(float(op.flop.sum()) for op in operators),
     )  # fmt: skip
+    yield from joined(node, sheet.registers)
+    if last.stage != sheet.stage:
+        sheet.enter(last.stage)
 
 
 # ---- what several places have --------------------------------------------------------------------
@@ -194,7 +193,7 @@ def activation(name: str, divided: bool) -> Form:
         for suffix, at in sheet.lanes:
             takes = [sheet.tensor(name, at, first, ("ffn", wide, float(wide.max()) * tp))]
             gives = [sheet.tensor(name, at, first, ("ffn", narrow, float(narrow.max()) * tp))]
-            yield sheet.node(index, op, "Activation", suffix, at, takes, gives)
+            yield sheet.node(index, op, experts.said_activation(sheet), suffix, at, takes, gives)
 
     return form
 
@@ -228,7 +227,7 @@ def hand_over(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
         yield from experts.own_slice(sheet, op, "stream", tokens, suffix, at)
         taken = sheet.hidden("stream", at, tokens)
         given = sheet.hidden("stream", at, tokens)
-        arrived = type(given)(given.name, there[at], given.numbers, given.dims)
+        arrived = Tensor(given.name, there[at], given.numbers, given.dims)
         pairs = exchange.groups[at]
         yield sheet.node(
             index, op, title, suffix, at, [taken], [arrived], ranks=np.concatenate([here[at], there[at]]),

@@ -138,6 +138,8 @@ class Sheet:
 
 def said_groups(groups: np.ndarray) -> str:
     """How many groups of how many."""
+    if groups.shape[1] == 2 and len(groups) > 1:
+        return f"{len(groups):,} pairs"
     return f"{len(groups):,} groups of {groups.shape[1]:,}" if len(groups) > 1 else f"{groups.shape[1]:,} GPUs"
 
 
