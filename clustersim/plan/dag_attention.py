@@ -240,7 +240,7 @@ def output(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     assert call is not None
     c = call.columns
     tokens = ("tokens", c["m"], sheet.graph.tokens)
-    rows = f" (rows over TP {sheet.tp})" if sheet.tp > 1 else ""
+    rows = " (row parallel)" if sheet.tp > 1 else ""
     for suffix, at in sheet.lanes:
         takes = [sheet.tensor("x", at, tokens, ("heads x d", c["k"], float(c["k"].max()) * sheet.tp))]
         gives = [sheet.hidden("delta", at, c["m"])]
@@ -248,7 +248,7 @@ def output(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
 
 
 def _columns(sheet: Sheet) -> str:
-    return f" (columns over TP {sheet.tp})" if sheet.tp > 1 else ""
+    return " (column parallel)" if sheet.tp > 1 else ""
 
 
 #: Kernel → what a head takes.

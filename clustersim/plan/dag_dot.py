@@ -32,7 +32,7 @@ _LEGEND = (
 )
 
 #: Letters in a line of what stands beside many like it.
-_NARROW = 30
+_NARROW = 35
 #: Ranges of GPUs that are named one by one.
 _RANGES = 3
 
@@ -64,8 +64,8 @@ def dot_lines(parts: Iterable[Part], title: str, boxes: bool = True, hints: bool
         inside.add(node.id)
         yield _node(node)
         if hints and before is not None and (before.operator, before.name) == (node.operator, node.name):
-            yield f"{{ rank=same; {quoted(before.id)} -> {quoted(node.id)} [style=invis, weight=0] }}\n"
-        before = node if node.members else None
+            yield f"{{ rank=same; {quoted(before.id)} -> {quoted(node.id)} [style=invis] }}\n"
+        before = node if node.operator >= 0 else None
         for source, line in _edges(edges):
             # An edge within a box would draw both of its ends into it.
             if source in inside:
@@ -96,7 +96,8 @@ def _with_edges(parts: Iterable[Part]) -> Iterator[tuple[Node, list[Edge]]]:
 
 def _cluster(node: Node) -> tuple[int, int]:
     """Stage and layer of the box a node stands in; -1: in none."""
-    outside = node.kind == END or node.name in ("stage_transfer", "layers")
+    between = len(node.takes) == 1 and len(node.gives) == 1 and node.takes[0].ranks[0] != node.gives[0].ranks[0]
+    outside = node.kind == END or node.name == "stage_transfer" or between
     return _NO_BOX if outside else (node.stage, node.layer)
 
 

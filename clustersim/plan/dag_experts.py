@@ -136,7 +136,7 @@ def product(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     widths = {"hidden": op.call.columns["hidden"], "up": wide, "acted": inner}
     title = title or said_activation(sheet)
     etp = sheet.d.expert_tensor_parallel
-    divided = {"columns": f" (columns over {etp})", "rows": f" (rows over {etp})"} if etp > 1 else {}
+    divided = {"columns": " (column parallel)", "rows": " (row parallel)"} if etp > 1 else {}
     title += divided.get({"expert_up": "columns", "expert_down": "rows"}.get(op.call.kernel, ""), "")
 
     def sized(name: str, width: str, at: np.ndarray, rows: np.ndarray, key: object) -> Tensor:

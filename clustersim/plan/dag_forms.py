@@ -170,7 +170,7 @@ def column_product(title: str, taken: str, given: str, divided: bool) -> Form:
     def form(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
         assert op.call is not None
         c, tp = op.call.columns, sheet.tp if divided else 1
-        said = f"{title} (columns over TP {tp})" if tp > 1 else title
+        said = f"{title} (column parallel)" if tp > 1 else title
         for suffix, at in sheet.lanes:
             tokens = ("tokens", c["m"], sheet.graph.tokens)
             takes = [sheet.tensor(taken, at, tokens, ("hidden", c["k"], sheet.model.hidden))]
@@ -204,7 +204,7 @@ def row_product(title: str, taken: str, given: str, divided: bool) -> Form:
     def form(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
         assert op.call is not None
         c, tp = op.call.columns, sheet.tp if divided else 1
-        said = f"{title} (rows over TP {tp})" if tp > 1 else title
+        said = f"{title} (row parallel)" if tp > 1 else title
         for suffix, at in sheet.lanes:
             tokens = ("tokens", c["m"], sheet.graph.tokens)
             takes = [sheet.tensor(taken, at, tokens, ("ffn", c["k"], float(c["k"].max()) * tp))]
@@ -248,7 +248,7 @@ def lm_head(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
             title = "Tokens that a new one follows"
             yield sheet.view("last_tokens", title, -1, suffix, at, [sheet.hidden("x", at, held)], [last], ROUTING)
         gives = [sheet.tensor("logits", at, ("tokens", c["m"], made), ("vocab", c["n"], sheet.model.vocab))]
-        said = f"LM head (columns over TP {sheet.tp})" if sheet.tp > 1 else "LM head"
+        said = "LM head (column parallel)" if sheet.tp > 1 else "LM head"
         yield sheet.node(index, op, said, suffix, at, [last], gives)
 
 
