@@ -19,12 +19,16 @@ from clustersim.cli.output import print_json, print_lines, print_page
     "expert: heads and experts one by one, too.",
 )  # fmt: skip
 @click.option("--full", is_flag=True, help="Every shard, head and expert instead of a sample of them.")
-@click.option("--layers", default="", metavar="LIST", help="Only these layers, such as 0,2-4; the others as one box.")
+@click.option(
+    "--layers", default="", metavar="LIST", help="Only these layers, such as 0,2-4; the others as one box."
+)
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Write the drawing there: .dot, or .svg up to 2,000 nodes; left out, DOT goes to standard output.",
 )  # fmt: skip
-@click.option("--check", is_flag=True, help="Check the drawing instead, and what documents claim of the deployment.")
+@click.option(
+    "--check", is_flag=True, help="Check the drawing instead, and what documents claim of the deployment."
+)
 @JSON
 def dag(
     file: Path, overrides: tuple[str, ...], level: str, full: bool, layers: str, out: Path | None, check: bool,

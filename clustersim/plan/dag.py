@@ -151,7 +151,11 @@ class Wish:
         if self.full or number <= most:
             return [(one,) for one in range(number)]
         rest = tuple(sorted(set(range(number)) - set(chosen)))
-        return [*((one,) for one in sorted(chosen) if one < rest[0]), rest, *((one,) for one in sorted(chosen) if one > rest[0])]
+        return [
+            *((one,) for one in sorted(chosen) if one < rest[0]),
+            rest,
+            *((one,) for one in sorted(chosen) if one > rest[0]),
+        ]
 
 
 @dataclass(slots=True)

@@ -37,7 +37,14 @@ def query(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     of = ("heads", heads, sheet.model.heads)
     source = "latent_q" if op.name == "query_up" else "x"
     for suffix, at in sheet.lanes:
-        takes = [sheet.tensor(source, at, tokens, ("latent" if source != "x" else "hidden", call.columns["k"], float(call.columns["k"].max())))]
+        takes = [
+            sheet.tensor(
+                source,
+                at,
+                tokens,
+                ("latent" if source != "x" else "hidden", call.columns["k"], float(call.columns["k"].max())),
+            )
+        ]
         gives = [
             sheet.tensor("query", at, tokens, of, ("d", mla.qk_nope_head_dim, mla.qk_nope_head_dim)),
             sheet.tensor("query_rope", at, tokens, of, ("rope", mla.qk_rope_head_dim, mla.qk_rope_head_dim)),
@@ -53,7 +60,11 @@ def latents(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     rope = mla.qk_rope_head_dim
     # What the product has beyond keys and values are latent queries, where the model has such.
     short = call.columns["n"] - mla.kv_lora_rank - rope
-    parts = (("latent_q", "latent", short), ("latent_kv", "latent", mla.kv_lora_rank), ("key_rope", "rope", rope))
+    parts = (
+        ("latent_q", "latent", short),
+        ("latent_kv", "latent", mla.kv_lora_rank),
+        ("key_rope", "rope", rope),
+    )
     for suffix, at in sheet.lanes:
         takes = [sheet.tensor("x", at, tokens, ("hidden", call.columns["k"], sheet.model.hidden))]
         gives = [
@@ -75,13 +86,25 @@ def kv_up(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
         tokens = np.zeros(len(sheet.ranks))
         tokens[at] = new
         cached = m - tokens
-        takes = [sheet.tensor("latent_kv", at, ("tokens", tokens, sheet.graph.tokens), ("latent", k, float(k.max())))]
+        takes = [
+            sheet.tensor(
+                "latent_kv", at, ("tokens", tokens, sheet.graph.tokens), ("latent", k, float(k.max()))
+            )
+        ]
         whole = float(m[:: sheet.tp].sum())
         gives = [
-            sheet.tensor("kv", at, ("context", m, whole), ("heads", call.columns["n"] / width, sheet.model.heads), ("d", width, width))
+            sheet.tensor(
+                "kv",
+                at,
+                ("context", m, whole),
+                ("heads", call.columns["n"] / width, sheet.model.heads),
+                ("d", width, width),
+            )
         ]
         note = f"and {_span(cached[at])} tokens of the cache" if cached[at].any() else ""
-        yield sheet.node(index, op, f"Key/value projection{_columns(sheet)}", suffix, at, takes, gives, note=note)
+        yield sheet.node(
+            index, op, f"Key/value projection{_columns(sheet)}", suffix, at, takes, gives, note=note
+        )
 
 
 def query_absorb(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
@@ -89,12 +112,17 @@ def query_absorb(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     call = op.call
     assert call is not None
     c = call.columns
-    tokens, of = ("tokens", c["m"], sheet.graph.tokens), ("heads", c["n"] / sheet.model.mla.kv_lora_rank, sheet.model.heads)  # type: ignore[union-attr]
+    tokens, of = (
+        ("tokens", c["m"], sheet.graph.tokens),
+        ("heads", c["n"] / sheet.model.mla.kv_lora_rank, sheet.model.heads),
+    )  # type: ignore[union-attr]
     rank = float(sheet.model.mla.kv_lora_rank)  # type: ignore[union-attr]
     for suffix, at in sheet.lanes:
         takes = [sheet.tensor("query", at, tokens, of, ("d", c["k"], float(c["k"].max())))]
         gives = [sheet.tensor("query", at, tokens, of, ("latent", rank, rank))]
-        yield sheet.node(index, op, f"Queries into the latent space{_columns(sheet)}", suffix, at, takes, gives)
+        yield sheet.node(
+            index, op, f"Queries into the latent space{_columns(sheet)}", suffix, at, takes, gives
+        )
 
 
 def value_up(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
@@ -106,7 +134,9 @@ def value_up(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     for suffix, at in sheet.lanes:
         takes = [sheet.tensor("x", at, tokens, of, ("latent", c["k"], float(c["k"].max())))]
         gives = [sheet.tensor("x", at, tokens, of, ("d", wide, wide))]
-        yield sheet.node(index, op, f"Values out of the latent space{_columns(sheet)}", suffix, at, takes, gives)
+        yield sheet.node(
+            index, op, f"Values out of the latent space{_columns(sheet)}", suffix, at, takes, gives
+        )
 
 
 def heads(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
@@ -123,7 +153,14 @@ def heads(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
 
 
 def _head(
-    sheet: Sheet, index: int, op: Operator, part: tuple[int, ...], suffix: str, at: np.ndarray, held: np.ndarray, split: bool
+    sheet: Sheet,
+    index: int,
+    op: Operator,
+    part: tuple[int, ...],
+    suffix: str,
+    at: np.ndarray,
+    held: np.ndarray,
+    split: bool,
 ) -> Node:
     """held int[.]: heads of the part on each GPU of the lane."""
     assert op.call is not None
@@ -140,7 +177,12 @@ def _head(
     out = _given_width(op)
     gives = [
         sheet.tensor(
-            "heads" if split else "x", at, ("tokens", c["tokens"], sheet.graph.tokens), ("heads", each, len(part)), (width, out, float(out.max())), key=key
+            "heads" if split else "x",
+            at,
+            ("tokens", c["tokens"], sheet.graph.tokens),
+            ("heads", each, len(part)),
+            (width, out, float(out.max())),
+            key=key,
         )
     ]
     share = (each / c["heads"])[at]
@@ -153,7 +195,9 @@ def _given_width(op: Operator) -> np.ndarray:
     """Numbers that a head makes of a token."""
     assert op.call is not None
     c = op.call.columns
-    return {"mla_decode": c.get("kv_rank"), "mla_prefill": c.get("v_dim")}.get(op.call.kernel, c.get("head_dim"))  # type: ignore[return-value]
+    return {"mla_decode": c.get("kv_rank"), "mla_prefill": c.get("v_dim")}.get(
+        op.call.kernel, c.get("head_dim")
+    )  # type: ignore[return-value]
 
 
 #: Register, what its heads are called, tokens, heads on each GPU (parts of one, where it is shared), width.
@@ -196,9 +240,20 @@ def _expanded(sheet: Sheet, op: Operator, each: np.ndarray) -> list[_Wanted]:
 
 
 def _taken(
-    sheet: Sheet, at: np.ndarray, name: str, of: str, tokens: np.ndarray, each: np.ndarray, width: np.ndarray, key: object
+    sheet: Sheet,
+    at: np.ndarray,
+    name: str,
+    of: str,
+    tokens: np.ndarray,
+    each: np.ndarray,
+    width: np.ndarray,
+    key: object,
 ) -> Tensor:
-    first = ("context", tokens, float(tokens[:: sheet.tp].sum())) if name == "kv" else ("tokens", tokens, sheet.graph.tokens)
+    first = (
+        ("context", tokens, float(tokens[:: sheet.tp].sum()))
+        if name == "kv"
+        else ("tokens", tokens, sheet.graph.tokens)
+    )
     # Of a shard: what its GPUs hold of these heads, all of them together.
     shard = at[at // sheet.tp == at[0] // sheet.tp]
     whole = float(each[shard].sum()) if name in SPREAD else float(each[at[0]])
@@ -231,7 +286,9 @@ def _aggregation(sheet: Sheet, op: Operator, suffix: str, at: np.ndarray) -> Nod
         ("tokens", c["tokens"], sheet.graph.tokens), ("heads", c["heads"], sheet.model.heads), ("d", out, float(out.max()))
     )  # fmt: skip
     takes, gives = [sheet.tensor("heads", at, *sizes)], [sheet.tensor("x", at, *sizes)]
-    return sheet.view("attention_aggregation", "Aggregation of heads", op.layer, suffix, at, takes, gives, ROUTING)
+    return sheet.view(
+        "attention_aggregation", "Aggregation of heads", op.layer, suffix, at, takes, gives, ROUTING
+    )
 
 
 def output(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:

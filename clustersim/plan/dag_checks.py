@@ -129,7 +129,9 @@ class Inspection:
         self._sent[node.operator] += node.sent  # type: ignore[assignment]
         here = self._graph.ranks[node.stage]
         op = self._graph.operators[node.operator]
-        self._by_rank[node.operator].update(rank for rank in node.ranks.tolist() if here[0] <= rank <= here[-1])
+        self._by_rank[node.operator].update(
+            rank for rank in node.ranks.tolist() if here[0] <= rank <= here[-1]
+        )
         if op.name == "attention":
             shards = {rank // self._layout.deployment.tensor_parallel for rank in node.ranks.tolist()}
             self._heads[node.operator].update((shard, head) for shard in shards for head in node.members)
@@ -151,14 +153,24 @@ class Inspection:
             self._faults["dimensions"].append(f"{edge.source} -> {edge.target}: no GPU has both ends")
             return
         # Of a whole that is parted, the part that is taken; of parts that come together, the part that is given.
-        numbers = taken.numbers[at_taken] if given.key is None and taken.key is not None else given.numbers[at_given]
+        numbers = (
+            taken.numbers[at_taken]
+            if given.key is None and taken.key is not None
+            else given.numbers[at_given]
+        )
         assert self._node is not None
         out = (edge.source, given.name, id(given), self._node.name)
         self._out.expect(out, given, f"{edge.source} -> {self._node.name}")
         self._out.carry(out, ranks, numbers)
         self._into.carry((edge.target, taken.name), ranks, numbers)
-        if given.key == taken.key and len(given.ranks) == len(taken.ranks) == len(ranks) and not _alike(given, taken):
-            self._faults["dimensions"].append(f"{edge.source} -> {edge.target}: {given.name} is not as large in all")
+        if (
+            given.key == taken.key
+            and len(given.ranks) == len(taken.ranks) == len(ranks)
+            and not _alike(given, taken)
+        ):
+            self._faults["dimensions"].append(
+                f"{edge.source} -> {edge.target}: {given.name} is not as large in all"
+            )
 
     def _close_layer(self) -> None:
         self._faults["dimensions"] += [*self._into.close(), *self._out.close()]
@@ -190,7 +202,11 @@ class Inspection:
         pieces = nx.number_weakly_connected_components(nx.DiGraph(self._links)) if self._links else 0
         good = not loose and not self._faults["dangling"] and pieces == 1 and len(first) == len(last) == 1
         said = f"{self.nodes:,} nodes in {pieces} piece{'' if pieces == 1 else 's'}; every one but input and output leads on and is led to"
-        return Verdict("connectivity", good, said if good else f"loose: {_named(loose + self._faults['dangling'])}; {pieces} pieces")
+        return Verdict(
+            "connectivity",
+            good,
+            said if good else f"loose: {_named(loose + self._faults['dangling'])}; {pieces} pieces",
+        )
 
     def expert_coverage(self) -> Verdict:
         """Every logical expert of every layer with experts, every copy once in each of its kernels."""
@@ -240,7 +256,9 @@ class Inspection:
             on = self._by_rank[index]
             used.update(on)
             if set(on) != set(self._graph.ranks[op.stage].tolist()):
-                wrong.append(f"{op.name} of layer {op.layer} is drawn on {len(on)} of {self._graph.ranks.shape[1]} GPUs")
+                wrong.append(
+                    f"{op.name} of layer {op.layer} is drawn on {len(on)} of {self._graph.ranks.shape[1]} GPUs"
+                )
         gpus = len(self._layout.topology.gpus)
         wrong += [f"{gpus - len(used)} GPUs occur nowhere"] if len(used) != gpus else []
         stages = len(self._graph.ranks)
@@ -256,13 +274,22 @@ class Inspection:
             kinds[op.exchange.kind] += 1
             size = float(op.exchange.size.sum())
             if not np.isclose(self._sent[index], size, rtol=1e-9):
-                wrong.append(f"{op.name} of layer {op.layer}: {self._sent[index]:,.0f} of {size:,.0f} bytes drawn")
+                wrong.append(
+                    f"{op.name} of layer {op.layer}: {self._sent[index]:,.0f} of {size:,.0f} bytes drawn"
+                )
         for name, number in self._called_for().items():
-            there = sum(op.name == name and self._by_rank[n].total() > 0 for n, op in enumerate(self._graph.operators))
+            there = sum(
+                op.name == name and self._by_rank[n].total() > 0 for n, op in enumerate(self._graph.operators)
+            )
             if there != number:
                 wrong.append(f"{there} x {name}, {number} are called for")
-        said = ", ".join(f"{number:,} {kind.replace('_', '-')}" for kind, number in sorted(kinds.items())) or "none is needed"
-        return Verdict("communications", not wrong, _named(wrong) if wrong else f"{said}; all drawn, all bytes")
+        said = (
+            ", ".join(f"{number:,} {kind.replace('_', '-')}" for kind, number in sorted(kinds.items()))
+            or "none is needed"
+        )
+        return Verdict(
+            "communications", not wrong, _named(wrong) if wrong else f"{said}; all drawn, all bytes"
+        )
 
     def _called_for(self) -> dict[str, int]:
         """Name of an exchange → how many of it the groups of the deployment call for."""
@@ -283,16 +310,23 @@ class Inspection:
         """Along every edge arrives what was given, on every GPU; nothing else is taken, nothing is left."""
         wrong = self._faults["dimensions"]
         said = f"{self.edges:,} edges carry, on every GPU, as many numbers as the one end gives and the other takes"
-        return Verdict("dimensions", not wrong, f"{len(wrong):,} edges or tensors: {_named(wrong)}" if wrong else said)
+        return Verdict(
+            "dimensions", not wrong, f"{len(wrong):,} edges or tensors: {_named(wrong)}" if wrong else said
+        )
 
     def work(self) -> Verdict:
         """Every operator is drawn, and the nodes of each do all of its work: nothing more, nothing less."""
         wrong = [
             f"{op.name} of layer {op.layer}"
             for index, op in enumerate(self._graph.operators)
-            if index not in self._by_rank or not np.isclose(self._flop[index], op.flop.sum(), rtol=1e-9, atol=0.5)
+            if index not in self._by_rank
+            or not np.isclose(self._flop[index], op.flop.sum(), rtol=1e-9, atol=0.5)
         ]
-        wrong += ["operators that do not run"] if set(self._by_rank) - set(range(len(self._graph.operators))) else []
+        wrong += (
+            ["operators that do not run"]
+            if set(self._by_rank) - set(range(len(self._graph.operators)))
+            else []
+        )
         said = f"{len(self._graph.operators):,} operators of the step, {self._graph.flop / 1e12:,.4g} TFLOP in all; nothing else"
         return Verdict("drawn is what runs", not wrong, _named(wrong) if wrong else said)
 

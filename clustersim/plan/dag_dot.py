@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from textwrap import wrap
 
@@ -31,6 +31,8 @@ _LEGEND = (
     "dashed arrows: as the gate selects; grey arrows: the residual stream; sizes: on one GPU / of all GPUs together"
 )
 
+#: Ends of the ids of nodes that stand beside the axis of their layer.
+_ASIDE = (".gate", ".top_k")
 #: Letters in a line of what stands beside many like it.
 _NARROW = 35
 #: Ranges of GPUs that are named one by one.
@@ -44,8 +46,8 @@ def dot_lines(parts: Iterable[Part], title: str, boxes: bool = True, hints: bool
     hints  with what keeps heads and experts in their order, for a layout: arrows that are not seen
     """
     yield "digraph deployment {\n"
-    yield f'graph [label={quoted(f"{title}{chr(10)}{_LEGEND}")}, labelloc=t, rankdir=TB, '
-    yield 'fontname="Helvetica", fontsize=14, nodesep=0.12, ranksep=0.3]\n'
+    yield f"graph [label={quoted(f'{title}{chr(10)}{_LEGEND}')}, labelloc=t, rankdir=TB, "
+    yield f'fontname="Helvetica", fontsize=14, nodesep=0.12, {"ranksep=0.6, pad=0.5" if hints else "ranksep=0.3"}]\n'
     yield 'node [style=filled, fontname="Helvetica", fontsize=10, margin="0.06,0.04"]\n'
     yield 'edge [arrowsize=0.6, color="#333333"]\n'
     cluster: tuple[int, int] = _NO_BOX
@@ -96,7 +98,9 @@ def _with_edges(parts: Iterable[Part]) -> Iterator[tuple[Node, list[Edge]]]:
 
 def _cluster(node: Node) -> tuple[int, int]:
     """Stage and layer of the box a node stands in; -1: in none."""
-    between = len(node.takes) == 1 and len(node.gives) == 1 and node.takes[0].ranks[0] != node.gives[0].ranks[0]
+    between = (
+        len(node.takes) == 1 and len(node.gives) == 1 and node.takes[0].ranks[0] != node.gives[0].ranks[0]
+    )
     outside = node.kind == END or node.name == "stage_transfer" or between
     return _NO_BOX if outside else (node.stage, node.layer)
 
@@ -152,7 +156,7 @@ def _sized(lines: Sequence[str]) -> str:
     Of Helvetica at 10 points: letters are about 5 points wide, a line is 12 points high.
     """
     height = (len(lines) * 12 + 8) / 72
-    width = max(map(len, lines)) * 5.1 / 72 + 0.75 * height
+    width = max(map(len, lines)) * 5.1 / 72 + 1.1 * height
     return f", fixedsize=true, width={width:.2f}, height={height:.2f}"
 
 
@@ -165,8 +169,10 @@ def _edges(edges: Iterable[Edge]) -> Iterator[tuple[str, str]]:
         styles = ["style=dashed"] if selection else []
         if all(edge.taken.name == "stream" for edge in some):
             # Past a block they lead along its side, into it they are its axis.
-            styles.append('color="#8a8a8a"' + (", weight=8" if not some[0].target.endswith("residual") else ""))
-        elif some[0].taken.key is None and not selection:
+            styles.append(
+                'color="#8a8a8a"' + (", weight=8" if not some[0].target.endswith("residual") else "")
+            )
+        elif some[0].taken.key is None and not selection and not some[0].target.endswith(_ASIDE):
             styles.append("weight=4")
         tips = [f"{_NAMES.get(e.taken.name, e.taken.name)} {said_dims(e.taken.dims)}" for e in some]
         attributes = ", ".join([*styles, f"tooltip={quoted(', '.join(tips))}"])
@@ -183,7 +189,12 @@ def _sizes(tensors: Iterable[Tensor]) -> list[str]:
     return [f"{', '.join(names)} {dims}" if several else dims for dims, names in alike.items()]
 
 
-_NAMES = {"delta": "what is added", "latent_q": "query latents", "latent_kv": "latents", "key_rope": "key positions"}
+_NAMES = {
+    "delta": "what is added",
+    "latent_q": "query latents",
+    "latent_kv": "latents",
+    "key_rope": "key positions",
+}
 _NAMES |= {"query_rope": "query positions", "kv": "keys and values"}
 
 
@@ -231,19 +242,62 @@ def quoted(text: str) -> str:
     return '"' + plain.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
-def to_svg(dot: str) -> str:
-    """DOT laid out by the Graphviz that comes with pygraphviz.
+def to_svg(parts: Sequence[Part], title: str, boxes: bool = True) -> str:
+    """A drawing laid out by the Graphviz that comes with pygraphviz.
+
+    Within boxes Graphviz forgets in which order heads and experts were to stand. So it lays out the graph without
+    them, and they are put behind it.
 
     Raises   ClustersimError where it cannot
     """
     with _silent():
         try:
-            graph = pygraphviz.AGraph(string=dot)
-            drawn = graph.draw(format="svg", prog="dot")
+            graph = pygraphviz.AGraph(string="".join(dot_lines(parts, title, boxes=False, hints=True)))
+            graph.layout(prog="dot")
+            drawn = graph.draw(format="svg")
         except Exception as error:  # whatever the library may raise: none of it is ours
             raise ClustersimError(f"the drawing cannot be laid out: {error}") from error
-    assert isinstance(drawn, bytes)
-    return drawn.decode("utf-8")
+    text = drawn.decode("utf-8")
+    if not boxes:
+        return text
+    background = re.search(r'<polygon fill="white".*?/>\n', text)
+    at = background.end() if background else 0
+    return text[:at] + "".join(_boxes(graph, parts)) + text[at:]
+
+
+#: Points between a box and what stands in it, and above besides for its name; of layers and of stages.
+_LAYER_BOX, _STAGE_BOX = (8.0, 12.0), (14.0, 24.0)
+
+
+def _boxes(graph: pygraphviz.AGraph, parts: Sequence[Part]) -> Iterator[str]:
+    """A rectangle around the nodes of every stage and every layer, as SVG."""
+    held: dict[tuple[int, int], list[str]] = {}
+    for part in parts:
+        if isinstance(part, Node) and (place := _cluster(part)) != _NO_BOX:
+            for box in dict.fromkeys(((place[0], -1), place)):
+                held.setdefault(box, []).append(part.id)
+    for (stage, layer), names in held.items():
+        room, head = _LAYER_BOX if layer >= 0 else _STAGE_BOX
+        left, bottom, right, top = _around([graph.get_node(name).attr for name in names])
+        x, y = left - room, -top - room - head
+        width, height = right - left + 2 * room, top - bottom + 2 * room + head
+        said, colour = (f"layer {layer}", "#bbc4cc") if layer >= 0 else (f"stage {stage}", "#8899aa")
+        yield (
+            f'<g class="box"><title>{said}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
+            f'height="{height:.1f}" rx="4" fill="none" stroke="{colour}"/><text x="{x + 6:.1f}" y="{y + 13:.1f}" '
+            f'font-family="Helvetica,sans-Serif" font-size="14" fill="#445566">{said}</text></g>\n'
+        )
+
+
+def _around(attributes: Sequence[Mapping[str, str]]) -> tuple[float, float, float, float]:
+    """Left, lower, right and upper edge of all nodes, points; sizes of nodes are inches."""
+    edges = []
+    for node in attributes:
+        x, y = map(float, node["pos"].split(","))
+        wide, high = float(node["width"]) * 36, float(node["height"]) * 36
+        edges.append((x - wide, y - high, x + wide, y + high))
+    lefts, lowers, rights, uppers = zip(*edges, strict=True)
+    return min(lefts), min(lowers), max(rights), max(uppers)
 
 
 @contextmanager

@@ -22,11 +22,15 @@ def gate(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     for suffix, at in sheet.lanes:
         yield from own_slice(sheet, op, "x", c["m"], suffix, at)
         takes = [sheet.hidden("x", at, c["m"])]
-        gives = [sheet.tensor("scores", at, ("tokens", c["m"], sheet.graph.tokens), ("experts", c["n"], experts))]
+        gives = [
+            sheet.tensor("scores", at, ("tokens", c["m"], sheet.graph.tokens), ("experts", c["n"], experts))
+        ]
         yield sheet.node(index, op, "Gate", suffix, at, takes, gives, ROUTING)
 
 
-def own_slice(sheet: Sheet, op: Operator, name: str, tokens: np.ndarray, suffix: str, at: np.ndarray) -> Iterator[Node]:
+def own_slice(
+    sheet: Sheet, op: Operator, name: str, tokens: np.ndarray, suffix: str, at: np.ndarray
+) -> Iterator[Node]:
     """A view: where the TP ranks hold the same tokens, each goes on with its own slice of them."""
     held = sheet.registers.numbers(name, sheet.ranks[at])
     if np.allclose(held, (tokens * sheet.model.hidden)[at]):
@@ -35,7 +39,9 @@ def own_slice(sheet: Sheet, op: Operator, name: str, tokens: np.ndarray, suffix:
     whole[at] = held / sheet.model.hidden
     takes, gives = [sheet.hidden(name, at, whole)], [sheet.hidden(name, at, tokens)]
     title = f"Own slice of the tokens (1 of {sheet.tp})"
-    yield sheet.view(f"slice_{name}" if name != "x" else "slice", title, op.layer, suffix, at, takes, gives, ROUTING)
+    yield sheet.view(
+        f"slice_{name}" if name != "x" else "slice", title, op.layer, suffix, at, takes, gives, ROUTING
+    )
 
 
 def top_k(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
@@ -60,7 +66,9 @@ def permute(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
         takes = [sheet.hidden("x", at, tokens), _choices(sheet, at, tokens)]
         gives = [sheet.hidden("copies", at, copies - dropped, float((copies - dropped).sum()))]
         note = f"{dropped[at].sum():,.0f} dropped: their experts are full" if dropped[at].any() else ""
-        yield sheet.node(index, op, "Tokens in order of their experts", suffix, at, takes, gives, ROUTING, note=note)
+        yield sheet.node(
+            index, op, "Tokens in order of their experts", suffix, at, takes, gives, ROUTING, note=note
+        )
 
 
 def _copied(sheet: Sheet, op: Operator) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +88,9 @@ def _sent(sheet: Sheet, index: int) -> np.ndarray:
 
 def _choices(sheet: Sheet, at: np.ndarray, tokens: np.ndarray) -> Tensor:
     k = sheet.model.top_k
-    return sheet.tensor("choices", at, ("tokens", tokens, sheet.graph.tokens), ("experts of a token", k, k), selects=True)
+    return sheet.tensor(
+        "choices", at, ("tokens", tokens, sheet.graph.tokens), ("experts of a token", k, k), selects=True
+    )
 
 
 def _width(op: Operator) -> float:
@@ -91,12 +101,16 @@ def _width(op: Operator) -> float:
 
 def dispatch(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     """Tokens go to the GPUs of their experts."""
-    yield from sheet.swapped(index, op, "Dispatch: all-to-all", "copies", "arrived", _width(op), _copies_in_all(op, sheet))
+    yield from sheet.swapped(
+        index, op, "Dispatch: all-to-all", "copies", "arrived", _width(op), _copies_in_all(op, sheet)
+    )
 
 
 def combine(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     """What experts made of tokens goes back to whom the tokens came from."""
-    yield from sheet.swapped(index, op, "Combine: all-to-all", "back", "returned", _width(op), _copies_in_all(op, sheet))
+    yield from sheet.swapped(
+        index, op, "Combine: all-to-all", "back", "returned", _width(op), _copies_in_all(op, sheet)
+    )
 
 
 def _copies_in_all(op: Operator, sheet: Sheet) -> float:
@@ -114,7 +128,16 @@ def unpermute(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
             lost[at] = copies[at] - sheet.registers.numbers("returned", ranks) / sheet.model.hidden
         came = copies - lost
         takes = [sheet.hidden("returned", at, came, float(came.sum())), _choices(sheet, at, tokens)]
-        yield sheet.node(index, op, "Aggregation of experts", suffix, at, takes, [sheet.hidden("delta", at, tokens)], ROUTING)
+        yield sheet.node(
+            index,
+            op,
+            "Aggregation of experts",
+            suffix,
+            at,
+            takes,
+            [sheet.hidden("delta", at, tokens)],
+            ROUTING,
+        )
 
 
 def shared_sum(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
@@ -150,7 +173,9 @@ def product(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
         takes = [sized(taken, _WIDTH_OF[taken], at, rows, key)]
         if taken == "arrived" and etp == 1:
             takes = [Tensor(t.name, t.ranks, t.numbers, t.dims, t.key, selects=True) for t in takes]
-        yield _expert_node(sheet, index, op, title, at, rows, part, takes, [sized(given, _WIDTH_OF[given], at, rows, key)])
+        yield _expert_node(
+            sheet, index, op, title, at, rows, part, takes, [sized(given, _WIDTH_OF[given], at, rows, key)]
+        )
 
 
 def said_activation(sheet: Sheet) -> str:
@@ -171,12 +196,16 @@ def _expert_node(
     if part is not None:
         suffix, kind = f".c{part[0]}", COMPUTATION
         named, times = f"Expert {experts[0]}", int((sheet.layout.copies[op.layer] == experts[0]).sum())
-        title = f"{named}{f' (copy {_which(sheet, op.layer, part[0])} of {times})' if times > 1 else ''}: {title}"
+        title = (
+            f"{named}{f' (copy {_which(sheet, op.layer, part[0])} of {times})' if times > 1 else ''}: {title}"
+        )
     if part is not None and len(part) > 1:
         suffix, kind = f".c{part[0]}-{part[-1]}", REST
         things = "experts" if sheet.layout.copies.shape[1] == sheet.model.experts else "expert copies"
         title = f"… {len(part):,} more {things}: {title.partition(': ')[2]}"
-    return sheet.node(index, op, title, suffix, at, takes, gives, kind, share, members=members, experts=experts)
+    return sheet.node(
+        index, op, title, suffix, at, takes, gives, kind, share, members=members, experts=experts
+    )
 
 
 def _which(sheet: Sheet, layer: int, place: int) -> int:
@@ -215,7 +244,11 @@ def among_sharers(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     assert exchange is not None
     gathers = exchange.kind == "all_gather"
     width = FORMAT_BYTES[sheet.model.sent_as] if gathers else WIDTH
-    title, name = ("Tokens of the group: all-gather", "arrived") if gathers else ("Sums of the group: reduce-scatter", "back")
+    title, name = (
+        ("Tokens of the group: all-gather", "arrived")
+        if gathers
+        else ("Sums of the group: reduce-scatter", "back")
+    )
     before, after = (n / sheet.model.hidden for n in before_and_after(exchange, sheet.ranks, width))
     each = before if gathers else after  # what every GPU has for itself
     for groups, rest in _sharers(sheet, exchange.groups):
@@ -238,7 +271,11 @@ def _sharers(sheet: Sheet, groups: np.ndarray) -> list[tuple[list[int], bool]]:
     single = sorted({copy // sheet.layout.slots for part in parts if len(part) == 1 for copy in part})
     rest = [n for n in range(len(groups)) if n not in set(single)]
     found = [([n], False) for n in single if not rest or n < rest[0]]
-    return [*found, *([(rest, True)] if rest else []), *(([n], False) for n in single if rest and n > rest[0])]
+    return [
+        *found,
+        *([(rest, True)] if rest else []),
+        *(([n], False) for n in single if rest and n > rest[0]),
+    ]
 
 
 #: Kernel → what it takes, what it gives, what it is.

@@ -79,8 +79,12 @@ def _output(sheet: Sheet) -> Node:
     op = sheet.graph.operators[-1]
     assert op.call is not None
     made = op.call.columns["tokens"]
-    taken = sheet.tensor("made", np.arange(len(sheet.ranks)), ("tokens", made, float(made[:: sheet.tp].sum())))
-    return Node("output", "Output: new tokens", END, -1, "output", sheet.stage, -1, "", sheet.ranks, takes=(taken,))
+    taken = sheet.tensor(
+        "made", np.arange(len(sheet.ranks)), ("tokens", made, float(made[:: sheet.tp].sum()))
+    )
+    return Node(
+        "output", "Output: new tokens", END, -1, "output", sheet.stage, -1, "", sheet.ranks, takes=(taken,)
+    )
 
 
 def _left_out(sheet: Sheet, indices: list[int]) -> Iterator[Part]:
@@ -122,7 +126,13 @@ def norm(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     tokens = op.bytes / (2 * WIDTH * sheet.model.hidden)
     for suffix, at in sheet.lanes:
         yield sheet.node(
-            index, op, "RMS norm", suffix, at, [sheet.hidden("stream", at, tokens)], [sheet.hidden("x", at, tokens)]
+            index,
+            op,
+            "RMS norm",
+            suffix,
+            at,
+            [sheet.hidden("stream", at, tokens)],
+            [sheet.hidden("x", at, tokens)],
         )
 
 
@@ -246,7 +256,9 @@ def lm_head(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
         last = sheet.hidden("x", at, c["m"], made)
         if not np.allclose(held[at], c["m"][at]):
             title = "Tokens that a new one follows"
-            yield sheet.view("last_tokens", title, -1, suffix, at, [sheet.hidden("x", at, held)], [last], ROUTING)
+            yield sheet.view(
+                "last_tokens", title, -1, suffix, at, [sheet.hidden("x", at, held)], [last], ROUTING
+            )
         gives = [sheet.tensor("logits", at, ("tokens", c["m"], made), ("vocab", c["n"], sheet.model.vocab))]
         said = "LM head (column parallel)" if sheet.tp > 1 else "LM head"
         yield sheet.node(index, op, said, suffix, at, [last], gives)
@@ -260,7 +272,9 @@ def sampling(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     vocab = np.divide(op.bytes / (2 * SCORE), tokens, out=np.zeros(len(tokens)), where=tokens > 0)
     for suffix, at in sheet.lanes:
         takes = [sheet.tensor("logits", at, ("tokens", tokens, made), ("vocab", vocab, sheet.model.vocab))]
-        yield sheet.node(index, op, "Sampling", suffix, at, takes, [sheet.tensor("made", at, ("tokens", tokens, made))])
+        yield sheet.node(
+            index, op, "Sampling", suffix, at, takes, [sheet.tensor("made", at, ("tokens", tokens, made))]
+        )
 
 
 #: Name of an operator → how it is drawn. Whoever lowers something else adds a line.

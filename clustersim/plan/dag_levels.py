@@ -80,7 +80,13 @@ def _title(nodes: Sequence[Node], level: str) -> str:
     if level == MODEL:
         layers = sorted({node.layer for node in nodes if node.layer >= 0})
         more = [_ENDS[node.name] for node in nodes if node.name in _ENDS]
-        said = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}" if layers else ""
+        said = (
+            f"layer {layers[0]}"
+            if len(layers) == 1
+            else f"layers {layers[0]} to {layers[-1]}"
+            if layers
+            else ""
+        )
         return f"Stage {first.stage}: {', '.join(filter(None, [said, *more]))}"
     if first.layer < 0:
         return "Final norm, LM head, sampling"

@@ -44,7 +44,13 @@ class Sheet:
             self.lanes = [(f".d{n}", shard) for n, shard in enumerate(places.reshape(-1, self.tp))]
 
     def tensor(
-        self, name: str, at: np.ndarray, *sizes: Size, key: Hashable = None, numbers: Any = None, selects: bool = False
+        self,
+        name: str,
+        at: np.ndarray,
+        *sizes: Size,
+        key: Hashable = None,
+        numbers: Any = None,
+        selects: bool = False,
     ) -> Tensor:
         """A tensor on the GPUs at these places of the stage.
 
@@ -59,10 +65,14 @@ class Sheet:
         found = np.prod(local, axis=0) if numbers is None else np.asarray(numbers, dtype=float)
         return Tensor(name, self.ranks[at], found, dims, key, selects)
 
-    def hidden(self, name: str, at: np.ndarray, tokens: Any, whole: float | None = None, **how: Any) -> Tensor:
+    def hidden(
+        self, name: str, at: np.ndarray, tokens: Any, whole: float | None = None, **how: Any
+    ) -> Tensor:
         """A tensor of tokens as wide as the residual stream; of all tokens of the pass together, if not said."""
         every = self.graph.tokens if whole is None else whole
-        return self.tensor(name, at, ("tokens", tokens, every), ("hidden", self.model.hidden, self.model.hidden), **how)
+        return self.tensor(
+            name, at, ("tokens", tokens, every), ("hidden", self.model.hidden, self.model.hidden), **how
+        )
 
     def same(self, name: str, at: np.ndarray, scale: float = 1.0) -> Tensor:
         """A tensor as it lies there, for what works in place.
@@ -92,7 +102,15 @@ class Sheet:
         )  # fmt: skip
 
     def view(
-        self, name: str, title: str, layer: int, suffix: str, at: np.ndarray, takes: Sequence[Tensor], gives: Sequence[Tensor], kind: str
+        self,
+        name: str,
+        title: str,
+        layer: int,
+        suffix: str,
+        at: np.ndarray,
+        takes: Sequence[Tensor],
+        gives: Sequence[Tensor],
+        kind: str,
     ) -> Node:
         """A node without a kernel: what is taken is only looked at in another way."""
         return Node(
@@ -110,7 +128,16 @@ class Sheet:
         """Experts that are served one by one, or in chunks."""
         return self.graph.operators[index].slot >= 0
 
-    def swapped(self, index: int, op: Operator, title: str, name: str, into: str, width: float, whole: float | None = None) -> list[Node]:
+    def swapped(
+        self,
+        index: int,
+        op: Operator,
+        title: str,
+        name: str,
+        into: str,
+        width: float,
+        whole: float | None = None,
+    ) -> list[Node]:
         """An exchange of tokens: one node, or one for each of its groups.
 
         name, into  what it takes and gives
@@ -119,7 +146,9 @@ class Sheet:
         """
         exchange = op.exchange
         assert exchange is not None
-        taken, given = (numbers / self.model.hidden for numbers in before_and_after(exchange, self.ranks, width))
+        taken, given = (
+            numbers / self.model.hidden for numbers in before_and_after(exchange, self.ranks, width)
+        )
         groups = exchange.groups
         several = self.wish.full and len(groups) > 1
         parts = [[n] for n in range(len(groups))] if several else [list(range(len(groups)))]
@@ -140,10 +169,14 @@ def said_groups(groups: np.ndarray) -> str:
     """How many groups of how many."""
     if groups.shape[1] == 2 and len(groups) > 1:
         return f"{len(groups):,} pairs"
-    return f"{len(groups):,} groups of {groups.shape[1]:,}" if len(groups) > 1 else f"{groups.shape[1]:,} GPUs"
+    return (
+        f"{len(groups):,} groups of {groups.shape[1]:,}" if len(groups) > 1 else f"{groups.shape[1]:,} GPUs"
+    )
 
 
-def before_and_after(exchange: Exchange, ranks: np.ndarray, width: float = WIDTH) -> tuple[np.ndarray, np.ndarray]:
+def before_and_after(
+    exchange: Exchange, ranks: np.ndarray, width: float = WIDTH
+) -> tuple[np.ndarray, np.ndarray]:
     """Numbers on each GPU of a stage before and after an exchange among them, float64[N] each.
 
     width  bytes of a number

@@ -7,7 +7,6 @@ from itertools import groupby
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from clustersim.report.page import put_line, put_paragraph, put_title
 
@@ -26,7 +25,9 @@ def show_drawn(found: Found, console: Console) -> None:
     """Prints what `study.dag.counted` gives, and the file."""
     put_line(console, found["title"], "bold")
     kinds = ", ".join(f"{number:,} {_KINDS[kind]}" for kind, number in found["kinds"].items())
-    put_paragraph(console, "  ", f"{found['file']}: {found['nodes']:,} nodes ({kinds}), {found['edges']:,} edges")
+    put_paragraph(
+        console, "  ", f"{found['file']}: {found['nodes']:,} nodes ({kinds}), {found['edges']:,} edges"
+    )
 
 
 def show_checks(found: Found, console: Console) -> None:
@@ -34,13 +35,13 @@ def show_checks(found: Found, console: Console) -> None:
     put_line(console, found["title"], "bold")
     put_title(console, f"The drawing at level {found['level']}, {_extent(found)}")
     for one in found["checks"]:
-        _verdict(console, one["good"], "ok", "wrong", "red", one["check"], one["found"])
+        _verdict(console, one["good"], "ok", "wrong", one["check"], one["found"])
     for document, claims in groupby(found["claims"], key=lambda claim: claim["document"]):
         some = list(claims)
         held = sum(claim["holds"] for claim in some)
         put_title(console, f'What "{document}" says of it: {held} of {len(some)} claims hold')
         for claim in some:
-            _verdict(console, claim["holds"], "holds", "does not", "yellow", claim["words"], claim["found"])
+            _verdict(console, claim["holds"], "holds", "does not", claim["words"], claim["found"])
 
 
 def _extent(found: Found) -> str:
@@ -48,7 +49,6 @@ def _extent(found: Found) -> str:
     return f"{every}: {found['nodes']:,} nodes, {found['edges']:,} edges"
 
 
-def _verdict(console: Console, good: bool, yes: str, no: str, colour: str, what: str, said: str) -> None:
+def _verdict(console: Console, good: bool, yes: str, no: str, what: str, said: str) -> None:
     width = max(len(yes), len(no))
-    mark = Text(f"  {(yes if good else no):<{width}}  ", style="green" if good else colour)
-    put_paragraph(console, mark.plain, f"{what}: {said}")
+    put_paragraph(console, f"  {(yes if good else no):<{width}}  ", f"{what}: {said}")

@@ -21,7 +21,7 @@ from clustersim.plan.lowering import gated, lower
 from clustersim.plan.stepgraph import StepGraph
 from clustersim.serving.batching import Pass
 from clustersim.spec.scenario import Scenario
-from clustersim.study.dag_claims import judged
+from clustersim.study.dag_claims import CLAIMS, judged
 from clustersim.study.preview import first_steps
 from clustersim.study.run import laid_out, read
 
@@ -32,6 +32,8 @@ LEVELS = {
     LAYER: "an operator",
     EXPERT: "an operator; heads and experts one by one",
 }
+#: Scenarios of which documents claim something.
+CLAIMED = tuple(dict.fromkeys(claim.scenario for claim in CLAIMS))
 #: More nodes than this nobody reads, and laying them out takes minutes.
 MOST_IN_SVG = 2000
 
@@ -60,7 +62,11 @@ class Deployment:
         d, tokens = self.scenario.deployment, self.graph.tokens
         parts = [
             f"TP {d.tensor_parallel} x DP {d.data_parallel} x PP {d.pipeline_parallel}",
-            *([f"EP {d.expert_parallel} x expert TP {d.expert_tensor_parallel}"] if self.scenario.model.experts else []),
+            *(
+                [f"EP {d.expert_parallel} x expert TP {d.expert_tensor_parallel}"]
+                if self.scenario.model.experts
+                else []
+            ),
             f"{len(self.layout.topology.gpus):,} GPUs",
         ]
         batch = f", micro-batch {self.number + 1} of {len(self.passes)}" if len(self.passes) > 1 else ""
@@ -104,7 +110,9 @@ def _layers(text: str, number: int) -> frozenset[int] | None:
         first, dash, last = word.strip().partition("-")
         ends = [first, last if dash else first]
         if not all(end.strip().isdecimal() for end in ends):
-            raise ClustersimError(f'--layers: "{word.strip()}" is not a layer; write numbers and ranges, such as 0,2-4')
+            raise ClustersimError(
+                f'--layers: "{word.strip()}" is not a layer; write numbers and ranges, such as 0,2-4'
+            )
         begin, end = (int(end) for end in ends)
         if begin > end or end >= number:
             raise ClustersimError(f"--layers: {word.strip()}: the model has layers 0 to {number - 1}")
@@ -136,7 +144,7 @@ def svg(deployment: Deployment, level: str, wish: Wish) -> str:
         nodes += isinstance(part, Node)
         if nodes > MOST_IN_SVG:
             raise ClustersimError(_too_large(deployment, level, wish))
-    return to_svg("".join(dot_lines(some, deployment.title, boxes=level != MODEL, hints=True)))
+    return to_svg(some, deployment.title, boxes=level != MODEL)
 
 
 def _too_large(deployment: Deployment, level: str, wish: Wish) -> str:
@@ -233,7 +241,9 @@ def check(deployment: Deployment, wish: Wish) -> dict[str, Any]:
     Raises   ClustersimError where layers are left out
     """
     if wish.layers is not None:
-        raise ClustersimError("--layers with --check: whether all is drawn cannot be seen where layers are left out")
+        raise ClustersimError(
+            "--layers with --check: whether all is drawn cannot be seen where layers are left out"
+        )
     inspection = Inspection(deployment.graph, deployment.layout).look(
         drawn(deployment.graph, deployment.layout, wish)
     )

@@ -134,7 +134,10 @@ def stages(layers: int, gpus: int) -> Rule:
             and row.tolist() == list(range(stage * gpus, (stage + 1) * gpus))
             for stage, (some, row) in enumerate(zip(held, ranks, strict=True))
         )
-        said = [f"layers {some[0]}-{some[-1]} on GPUs {row[0]}-{row[-1]}" for some, row in zip(held, ranks, strict=True)]
+        said = [
+            f"layers {some[0]}-{some[-1]} on GPUs {row[0]}-{row[-1]}"
+            for some, row in zip(held, ranks, strict=True)
+        ]
         return good, "; ".join(said if len(said) <= 2 else [said[0], "...", said[-1]])
 
     return rule
@@ -249,7 +252,10 @@ def exchange_between(first: str, second: str, kind: str) -> Rule:
         between = facts.layer()[names.index(first) + 1 : names.index(second)]
         kinds = [op.exchange.kind for op in between if op.exchange is not None]
         said = ", ".join(one.replace("_", "-") for one in kinds) or "nothing is sent"
-        return kind in kinds, f"between {_words(first)} and {_words(second)}: {said}{_why(facts, first, second, kinds)}"
+        return (
+            kind in kinds,
+            f"between {_words(first)} and {_words(second)}: {said}{_why(facts, first, second, kinds)}",
+        )
 
     return rule
 
@@ -262,7 +268,9 @@ def _why(facts: Facts, first: str, second: str, kinds: Sequence[str]) -> str:
     if (first, second) == ("qkv", "attention") and not kinds:
         return "; the columns of a GPU are whole heads, which need no others"
     if (first, second) == ("expert_gemm_1", "expert_activation") and not kinds:
-        return "; an activation acts on each column by itself; the tokens are gathered before the first product"
+        return (
+            "; an activation acts on each column by itself; the tokens are gathered before the first product"
+        )
     if "reduce_scatter" in kinds:
         return "; each GPU gets the sums of those tokens that it has to send back"
     return ""
@@ -289,7 +297,11 @@ def hierarchical() -> Rule:
 
     def rule(facts: Facts) -> tuple[bool, str]:
         domain = facts.layout.topology.domain
-        inside = [op.exchange for op in facts.graph.operators if op.exchange is not None and op.name != "stage_transfer"]
+        inside = [
+            op.exchange
+            for op in facts.graph.operators
+            if op.exchange is not None and op.name != "stage_transfer"
+        ]
         most = max(len(np.unique(domain[group])) for exchange in inside for group in exchange.groups)
         if most > 1:
             return True, f"groups of a stage lie in up to {most} NVLink domains"
