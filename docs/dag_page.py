@@ -1,7 +1,7 @@
 """The picture of a drawn deployment, docs/deployment.svg, and the page about it.
 
-Laying a graph out depends on the fonts of the machine. So the page is printed with the others, and the picture only
-by `python docs/dag_page.py`; a test says whether it still shows what runs.
+Laying a graph out depends on the fonts of the machine. So the page is printed with the others, and the
+picture only by `python docs/dag_page.py`; a test says whether it still shows what runs.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ def page() -> str:
     file, level, layers = SHOWN
     parts = [
         "# A deployment, drawn\n",
-        "Printed by `python docs/make.py`; do not edit it. The picture is made by `python docs/dag_page.py`, that is:\n",
+        "Printed by `python docs/make.py`; do not edit it. The picture is made by `python docs/dag_page.py`:\n",
         f"    clustersim dag {file} --level {level} --layers {layers} --out deployment.svg\n",
-        "Ellipses are communication, boxes computation, parallelograms routing and aggregation. Dashed arrows are what a\n"
-        "gate has selected, grey ones the residual stream. Sizes are those on one GPU, and after the slash those of all\n"
-        "GPUs together, what several hold alike counted once. Of many heads and experts the first, middle and last are\n"
-        "drawn, the rest as one dashed box. Shards of the attention are drawn together.\n",
+        "Ellipses are communication, boxes computation, parallelograms routing and aggregation. Dashed\n"
+        "arrows are what a gate has selected, grey ones the residual stream. Sizes are those on one GPU, and\n"
+        "after the slash those of all GPUs together, what several hold alike counted once. Of many heads and\n"
+        "experts the first, middle and last are drawn, the rest as one dashed box. Shards of the attention\n"
+        "are drawn together.\n",
         "![one layer of moe_1024](deployment.svg)\n",
-        "What is drawn is the StepGraph that runs: the last micro-batch of the first step. `--check` holds the drawing\n"
-        "against it, and the sentences of the documents that describe these deployments against both.\n",
+        "What is drawn is the StepGraph that runs: the last micro-batch of the first step. `--check` holds\n"
+        "the drawing against it, and what documents say of these deployments against both.\n",
     ]
     for name in CLAIMED:
         deployment = load_deployment(f"workloads/{name}.toml")

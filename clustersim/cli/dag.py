@@ -15,8 +15,8 @@ from clustersim.cli.output import print_json, print_lines, print_page
 @SET
 @click.option(
     "--level", default="expert", show_default=True, metavar="NAME",
-    help="What a node is: model: a pipeline stage; stage: a layer's attention or experts; layer: an operator; "
-    "expert: heads and experts one by one, too.",
+    help="What a node is: model: a pipeline stage; stage: a layer's attention or experts; layer: "
+    "an operator; expert: heads and experts one by one, too.",
 )  # fmt: skip
 @click.option("--full", is_flag=True, help="Every shard, head and expert instead of a sample of them.")
 @click.option(
@@ -31,8 +31,8 @@ from clustersim.cli.output import print_json, print_lines, print_page
 )
 @JSON
 def dag(
-    file: Path, overrides: tuple[str, ...], level: str, full: bool, layers: str, out: Path | None, check: bool,
-    as_json: bool,
+    file: Path, overrides: tuple[str, ...], level: str, full: bool, layers: str, out: Path | None,
+    check: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Draw the deployment of the scenario in FILE, node by node, from the operators that it runs.
 
@@ -42,14 +42,16 @@ def dag(
     clustersim dag workloads/moe_1024.toml --full --out all.dot
     clustersim dag workloads/baseline_tp8_pp2.toml --check
 
-    One pass of the first step is drawn: ellipses are communication, boxes computation, parallelograms routing and
-    aggregation; dashed arrows are what a gate has selected. Each node says on which GPUs it runs, and the sizes of
-    its tensors: on one GPU / of all together. Of many heads and experts the first, middle and last are drawn,
-    the rest as one box; shards are drawn together. --full draws every one, as DOT of any size.
+    One pass of the first step is drawn: ellipses are communication, boxes computation, parallelograms
+    routing and aggregation; dashed arrows are what a gate has selected. Each node says on which GPUs it
+    runs, and the sizes of its tensors: on one GPU / of all together. Of many heads and experts the first,
+    middle and last are drawn, the rest as one box; shards are drawn together. --full draws every one, as
+    DOT of any size.
 
-    --check goes through the validation list: no cycles, connectivity, expert coverage, head decomposition, GPU
-    assignment, communications, dimensions along every edge, and that what is drawn is what runs; of the seed
-    deployments also which claims of their documents hold. Exit status 2 if the drawing fails a check.
+    --check goes through the validation list: no cycles, connectivity, expert coverage, head decomposition,
+    GPU assignment, communications, dimensions along every edge, and that what is drawn is what runs; of the
+    seed deployments also which claims of their documents hold. With --full it looks at every node. Exit
+    status 2 if the drawing fails a check.
     """
     from clustersim.study import dag as drawing
 

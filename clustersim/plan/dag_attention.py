@@ -283,7 +283,9 @@ def _aggregation(sheet: Sheet, op: Operator, suffix: str, at: np.ndarray) -> Nod
     assert op.call is not None
     c, out = op.call.columns, _given_width(op)
     sizes = (
-        ("tokens", c["tokens"], sheet.graph.tokens), ("heads", c["heads"], sheet.model.heads), ("d", out, float(out.max()))
+        ("tokens", c["tokens"], sheet.graph.tokens),
+        ("heads", c["heads"], sheet.model.heads),
+        ("d", out, float(out.max())),
     )  # fmt: skip
     takes, gives = [sheet.tensor("heads", at, *sizes)], [sheet.tensor("x", at, *sizes)]
     return sheet.view(

@@ -6,10 +6,10 @@ says what it found. Everything is held against the StepGraph and the layout, nev
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-import math
 
 import networkx as nx
 import numpy as np
@@ -47,6 +47,10 @@ class _Balance:
     def expect(self, key: Hashable, tensor: Tensor, who: str) -> None:
         """A tensor of which every number has to be carried."""
         self._open.setdefault(key, (tensor, np.zeros(len(tensor.ranks)), who))
+
+    def knows(self, key: Hashable) -> bool:
+        """Whether such a tensor is expected."""
+        return key in self._open
 
     def carry(self, key: Hashable, ranks: np.ndarray, numbers: np.ndarray) -> None:
         """So much of it goes along an edge on these GPUs."""
@@ -152,13 +156,21 @@ class Inspection:
         if not len(ranks):
             self._faults["dimensions"].append(f"{edge.source} -> {edge.target}: no GPU has both ends")
             return
-        # Of a whole that is parted, the part that is taken; of parts that come together, the part that is given.
+        # Of a whole that is parted what is taken counts, of parts that come together what is given.
         numbers = (
             taken.numbers[at_taken]
             if given.key is None and taken.key is not None
             else given.numbers[at_given]
         )
-        assert self._node is not None
+        if (
+            self._node is None
+            or self._node.id != edge.target
+            or not self._into.knows((edge.target, taken.name))
+        ):
+            self._faults["dimensions"].append(
+                f"{edge.source} -> {edge.target}: {taken.name} is not asked for"
+            )
+            return
         out = (edge.source, given.name, id(given), self._node.name)
         self._out.expect(out, given, f"{edge.source} -> {self._node.name}")
         self._out.carry(out, ranks, numbers)
@@ -201,7 +213,10 @@ class Inspection:
         loose += [n for n, w in zip(names, went, strict=False) if not w and n not in last]
         pieces = nx.number_weakly_connected_components(nx.DiGraph(self._links)) if self._links else 0
         good = not loose and not self._faults["dangling"] and pieces == 1 and len(first) == len(last) == 1
-        said = f"{self.nodes:,} nodes in {pieces} piece{'' if pieces == 1 else 's'}; every one but input and output leads on and is led to"
+        many = "" if pieces == 1 else "s"
+        said = (
+            f"{self.nodes:,} nodes in {pieces} piece{many}; all but input and output lead on and are led to"
+        )
         return Verdict(
             "connectivity",
             good,
@@ -245,7 +260,8 @@ class Inspection:
         missing = model.layers - len(self._heads)
         wrong += [f"{missing} layers have none"] if missing else []
         shards = f" of each of {d.data_parallel:,} shards" if d.data_parallel > 1 else ""
-        said = f"{model.heads} heads{shards} in each of {model.layers} layers, {model.heads // d.tensor_parallel} on a GPU"
+        each = model.heads // d.tensor_parallel
+        said = f"{model.heads} heads{shards} in each of {model.layers} layers, {each} on a GPU"
         return Verdict("head decomposition", not wrong, _named(wrong) if wrong else said)
 
     def gpu_assignment(self) -> Verdict:
@@ -256,17 +272,16 @@ class Inspection:
             on = self._by_rank[index]
             used.update(on)
             if set(on) != set(self._graph.ranks[op.stage].tolist()):
-                wrong.append(
-                    f"{op.name} of layer {op.layer} is drawn on {len(on)} of {self._graph.ranks.shape[1]} GPUs"
-                )
+                wrong.append(f"{op.name} of layer {op.layer} is drawn on {len(on)} of its GPUs")
         gpus = len(self._layout.topology.gpus)
         wrong += [f"{gpus - len(used)} GPUs occur nowhere"] if len(used) != gpus else []
         stages = len(self._graph.ranks)
-        said = f"every node has its GPUs; {gpus:,} GPUs in {stages} stage{'' if stages == 1 else 's'}, each in one"
+        in_stages = f"{stages} stage" + ("" if stages == 1 else "s")
+        said = f"every node has its GPUs; {gpus:,} GPUs in {in_stages}, each in one"
         return Verdict("GPU assignment", not wrong, _named(wrong) if wrong else said)
 
     def communications(self) -> Verdict:
-        """Every exchange that runs is drawn with all its bytes, and those are there that the groups call for."""
+        """Every exchange that runs is drawn, with all its bytes, and the groups call for no other."""
         wrong, kinds = [], Counter[str]()
         for index, op in enumerate(self._graph.operators):
             if op.exchange is None:
@@ -309,7 +324,7 @@ class Inspection:
     def dimensions(self) -> Verdict:
         """Along every edge arrives what was given, on every GPU; nothing else is taken, nothing is left."""
         wrong = self._faults["dimensions"]
-        said = f"{self.edges:,} edges carry, on every GPU, as many numbers as the one end gives and the other takes"
+        said = f"{self.edges:,} edges carry, on every GPU, the numbers that one end gives and the other takes"
         return Verdict(
             "dimensions", not wrong, f"{len(wrong):,} edges or tensors: {_named(wrong)}" if wrong else said
         )
@@ -327,7 +342,8 @@ class Inspection:
             if set(self._by_rank) - set(range(len(self._graph.operators)))
             else []
         )
-        said = f"{len(self._graph.operators):,} operators of the step, {self._graph.flop / 1e12:,.4g} TFLOP in all; nothing else"
+        flop = f"{self._graph.flop / 1e12:,.4g} TFLOP in all"
+        said = f"{len(self._graph.operators):,} operators of the pass, {flop}; nothing else"
         return Verdict("drawn is what runs", not wrong, _named(wrong) if wrong else said)
 
 

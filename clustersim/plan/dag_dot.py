@@ -26,9 +26,10 @@ _LOOKS = {
     END: 'shape=box, style="filled,rounded", fillcolor="#e4e8ef", color="#445566"',
 }
 _LEGEND = (
-    "orange ellipses: communication; green boxes: computation; yellow parallelograms: routing and aggregation; "
-    "dashed boxes: left out\n"
-    "dashed arrows: as the gate selects; grey arrows: the residual stream; sizes: on one GPU / of all GPUs together"
+    "orange ellipses: communication; green boxes: computation; "
+    "yellow parallelograms: routing and aggregation; dashed boxes: left out\n"
+    "dashed arrows: as the gate selects; grey arrows: the residual stream; "
+    "sizes: on one GPU / of all GPUs together"
 )
 
 #: Ends of the ids of nodes that stand beside the axis of their layer.
@@ -47,7 +48,8 @@ def dot_lines(parts: Iterable[Part], title: str, boxes: bool = True, hints: bool
     """
     yield "digraph deployment {\n"
     yield f"graph [label={quoted(f'{title}{chr(10)}{_LEGEND}')}, labelloc=t, rankdir=TB, "
-    yield f'fontname="Helvetica", fontsize=14, nodesep=0.12, {"ranksep=0.6, pad=0.5" if hints else "ranksep=0.3"}]\n'
+    room = "ranksep=0.6, pad=0.5" if hints else "ranksep=0.3"
+    yield f'fontname="Helvetica", fontsize=14, nodesep=0.12, {room}]\n'
     yield 'node [style=filled, fontname="Helvetica", fontsize=10, margin="0.06,0.04"]\n'
     yield 'edge [arrowsize=0.6, color="#333333"]\n'
     cluster: tuple[int, int] = _NO_BOX
@@ -245,8 +247,8 @@ def quoted(text: str) -> str:
 def to_svg(parts: Sequence[Part], title: str, boxes: bool = True) -> str:
     """A drawing laid out by the Graphviz that comes with pygraphviz.
 
-    Within boxes Graphviz forgets in which order heads and experts were to stand. So it lays out the graph without
-    them, and they are put behind it.
+    Within boxes Graphviz forgets in which order heads and experts were to stand. So it lays out the graph
+    without them, and they are put behind it.
 
     Raises   ClustersimError where it cannot
     """
@@ -284,8 +286,8 @@ def _boxes(graph: pygraphviz.AGraph, parts: Sequence[Part]) -> Iterator[str]:
         said, colour = (f"layer {layer}", "#bbc4cc") if layer >= 0 else (f"stage {stage}", "#8899aa")
         yield (
             f'<g class="box"><title>{said}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
-            f'height="{height:.1f}" rx="4" fill="none" stroke="{colour}"/><text x="{x + 6:.1f}" y="{y + 13:.1f}" '
-            f'font-family="Helvetica,sans-Serif" font-size="14" fill="#445566">{said}</text></g>\n'
+            f'height="{height:.1f}" rx="4" fill="none" stroke="{colour}"/>'
+            f'<text x="{x + 6:.1f}" y="{y + 13:.1f}" font-family="Helvetica,sans-Serif" font-size="14" fill="#445566">{said}</text></g>\n'
         )
 
 

@@ -1,4 +1,4 @@
-"""How experts are drawn: the gate, the way of tokens to the expert copies, every copy by itself, the way back."""
+"""How experts are drawn: the gate, the way of tokens to the copies of experts, each of them, the way back."""
 
 from __future__ import annotations
 
@@ -169,7 +169,8 @@ def product(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
         return sheet.tensor(name, at, *dims, key=key)
 
     for part, at, rows in _copies(sheet, op):
-        key = None if part is None else (op.slot, _chunk(sheet, index), part)
+        # What is served together is a part of what came, unless all of it is.
+        key = None if sheet.wish.level == LAYER and op.slot < 0 else (op.slot, _chunk(sheet, index), part)
         takes = [sized(taken, _WIDTH_OF[taken], at, rows, key)]
         if taken == "arrived" and etp == 1:
             takes = [Tensor(t.name, t.ranks, t.numbers, t.dims, t.key, selects=True) for t in takes]
@@ -185,27 +186,25 @@ def said_activation(sheet: Sheet) -> str:
 
 def _expert_node(
     sheet: Sheet, index: int, op: Operator, title: str, at: np.ndarray, rows: np.ndarray,
-    part: tuple[int, ...] | None, takes: list[Tensor], gives: list[Tensor],
+    part: tuple[int, ...], takes: list[Tensor], gives: list[Tensor],
 ) -> Node:  # fmt: skip
     assert op.call is not None
     work = op.call.columns["counts"].sum(axis=1)
     share = np.divide(rows, work, out=np.zeros_like(rows), where=work > 0)[at]
-    members = part if part is not None else tuple(range(sheet.layout.copies.shape[1]))
-    experts = tuple(dict.fromkeys(sheet.layout.copies[op.layer][list(members)].tolist()))
+    experts = tuple(dict.fromkeys(sheet.layout.copies[op.layer][list(part)].tolist()))
+    split = sheet.wish.level != LAYER
     suffix, kind = "", COMPUTATION
-    if part is not None:
+    if split and len(part) == 1:
         suffix, kind = f".c{part[0]}", COMPUTATION
         named, times = f"Expert {experts[0]}", int((sheet.layout.copies[op.layer] == experts[0]).sum())
         title = (
             f"{named}{f' (copy {_which(sheet, op.layer, part[0])} of {times})' if times > 1 else ''}: {title}"
         )
-    if part is not None and len(part) > 1:
+    elif split:
         suffix, kind = f".c{part[0]}-{part[-1]}", REST
         things = "experts" if sheet.layout.copies.shape[1] == sheet.model.experts else "expert copies"
         title = f"… {len(part):,} more {things}: {title.partition(': ')[2]}"
-    return sheet.node(
-        index, op, title, suffix, at, takes, gives, kind, share, members=members, experts=experts
-    )
+    return sheet.node(index, op, title, suffix, at, takes, gives, kind, share, members=part, experts=experts)
 
 
 def _which(sheet: Sheet, layer: int, place: int) -> int:
@@ -213,7 +212,7 @@ def _which(sheet: Sheet, layer: int, place: int) -> int:
     return int((copies[: place + 1] == copies[place]).sum())
 
 
-def _copies(sheet: Sheet, op: Operator) -> Iterator[tuple[tuple[int, ...] | None, np.ndarray, np.ndarray]]:
+def _copies(sheet: Sheet, op: Operator) -> Iterator[tuple[tuple[int, ...], np.ndarray, np.ndarray]]:
     """Copies of a node, places of its GPUs, and float64[N] the tokens of these copies on each GPU."""
     assert op.call is not None
     counts, slots, etp = op.call.columns["counts"], sheet.layout.slots, sheet.d.expert_tensor_parallel
@@ -225,7 +224,7 @@ def _copies(sheet: Sheet, op: Operator) -> Iterator[tuple[tuple[int, ...] | None
             rows[at] += counts[at, copy % slots if op.slot < 0 else 0]
             on[at] = True
         if mine:
-            yield None if sheet.wish.level == LAYER else tuple(mine), np.flatnonzero(on), rows
+            yield tuple(mine), np.flatnonzero(on), rows
 
 
 def _chunk(sheet: Sheet, index: int) -> int:
@@ -259,7 +258,8 @@ def among_sharers(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
         yield sheet.node(
             index, op, said, f".e{first}-{last}" if rest else f".e{first}", at,
             [sheet.hidden(name, at, before, whole, selects=gathers)], [sheet.hidden(name, at, after, whole)],
-            REST if rest else "", sent=float(exchange.size[groups].sum()), note=said_groups(exchange.groups[groups]),
+            REST if rest else "",
+            sent=float(exchange.size[groups].sum()), note=said_groups(exchange.groups[groups]),
         )  # fmt: skip
 
 

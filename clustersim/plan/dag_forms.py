@@ -100,8 +100,9 @@ def _left_out(sheet: Sheet, indices: list[int]) -> Iterator[Part]:
     given = Tensor(given.name, sheet.graph.ranks[last.stage], given.numbers, given.dims)
     layers = f"layer {first.layer}" if last.layer == first.layer else f"layers {first.layer} to {last.layer}"
     node = Node(
-        f"l{first.layer}-{last.layer}", f"… {layers}: {len(operators):,} operators", REST, -1, "layers", first.stage, -1, "",
-        sheet.graph.ranks[first.stage : last.stage + 1].ravel(), (taken,), (given,), sum(float(op.flop.sum()) for op in operators),
+        f"l{first.layer}-{last.layer}", f"… {layers}: {len(operators):,} operators", REST, -1, "layers",
+        first.stage, -1, "", sheet.graph.ranks[first.stage : last.stage + 1].ravel(), (taken,), (given,),
+        sum(float(op.flop.sum()) for op in operators),
     )  # fmt: skip
     yield from joined(node, sheet.registers)
     if last.stage != sheet.stage:
@@ -151,7 +152,7 @@ def in_place(title: str, *names: str) -> Form:
         for suffix, at in sheet.lanes:
             held = [name for name in names if sheet.registers.has(name, sheet.ranks[at])]
             there = sum(sheet.registers.numbers(name, sheet.ranks[at]).sum() for name in held)
-            # What it says that it reads and writes; were it other than what lies there, the check would see it.
+            # What it says that it touches; were it other than what lies there, the check would see it.
             scale = float(op.bytes[at].sum()) / (2 * WIDTH) / there if there else 1.0
             takes = [sheet.same(name, at, scale) for name in held]
             yield sheet.node(index, op, title, suffix, at, takes, takes)

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from clustersim.plan.dag import COMMUNICATION, COMPUTATION, END, REST, Edge, Node, Part, Tensor
+from clustersim.plan.dag import COMPUTATION, END, REST, Edge, Node, Part, Tensor
 from clustersim.plan.stepgraph import StepGraph
 
 MODEL, STAGE = "model", "stage"
 
 
 def coarser(parts: Iterable[Part], graph: StepGraph, level: str) -> Iterator[Part]:
-    """The drawing of operators with those of a block (level stage) or of a stage (level model) as one node."""
+    """Operators of a block (level stage) or of a stage (level model) as one node."""
     groups: dict[str, list[Node]] = {}
     place: dict[str, str] = {}
     edges: dict[tuple[str, str, str], Edge] = {}
@@ -60,9 +60,11 @@ def _together(
     )
     exchanges = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())) or "no exchange"
     return Node(
-        name, _title(nodes, level), COMMUNICATION if all(n.kind == COMMUNICATION for n in nodes) else COMPUTATION,
-        -1, name.rpartition(".")[2], first.stage, first.layer if level == STAGE else -1, "", np.unique(np.concatenate([n.ranks for n in nodes])),
-        _once(edge.taken for edge in into), _once(edge.given for edge in out), sum(n.flop for n in nodes), sum(n.sent for n in nodes),
+        name, _title(nodes, level), COMPUTATION,
+        -1, name.rpartition(".")[2], first.stage, first.layer if level == STAGE else -1, "",
+        np.unique(np.concatenate([n.ranks for n in nodes])),
+        _once(edge.taken for edge in into), _once(edge.given for edge in out),
+        sum(n.flop for n in nodes), sum(n.sent for n in nodes),
         note=f"{sum(n.operator >= 0 for n in nodes)} operators, {exchanges}",
     )  # fmt: skip
 

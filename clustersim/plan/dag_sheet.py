@@ -1,4 +1,4 @@
-"""What the forms of a drawing know while they draw: the stage, its GPUs in lanes, and short ways to tensors."""
+"""What the forms of a drawing know while they draw: the stage, its GPUs in lanes, short ways to tensors."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Sheet:
     def hidden(
         self, name: str, at: np.ndarray, tokens: Any, whole: float | None = None, **how: Any
     ) -> Tensor:
-        """A tensor of tokens as wide as the residual stream; of all tokens of the pass together, if not said."""
+        """Tokens as wide as the residual stream; whole: of all GPUs together, if not those of the pass."""
         every = self.graph.tokens if whole is None else whole
         return self.tensor(
             name, at, ("tokens", tokens, every), ("hidden", self.model.hidden, self.model.hidden), **how
@@ -86,8 +86,8 @@ class Sheet:
         return Tensor(name, ranks, numbers, dims)
 
     def node(
-        self, index: int, op: Operator, title: str, suffix: str, at: np.ndarray, takes: Sequence[Tensor], gives: Sequence[Tensor],
-        kind: str = "", share: Any = 1.0, **more: Any,
+        self, index: int, op: Operator, title: str, suffix: str, at: np.ndarray,
+        takes: Sequence[Tensor], gives: Sequence[Tensor], kind: str = "", share: Any = 1.0, **more: Any,
     ) -> Node:  # fmt: skip
         """A node that runs an operator on the GPUs at these places.
 
@@ -96,7 +96,8 @@ class Sheet:
         flop = float((op.flop[at] * share).sum())
         kind = kind or (COMPUTATION if op.exchange is None else COMMUNICATION)
         return Node(
-            id=f"{self.place(op.layer, index)}.{op.name}{suffix}", title=title, kind=kind, operator=index, name=op.name,
+            id=f"{self.place(op.layer, index)}.{op.name}{suffix}", title=title, kind=kind,
+            operator=index, name=op.name,
             stage=self.stage, layer=op.layer, block=self.block, ranks=more.pop("ranks", self.ranks[at]),
             takes=tuple(takes), gives=tuple(gives), flop=flop, **more,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What people read of a drawn deployment: how large the drawing is, whether it is sound, what documents claim."""
+"""What people read of a drawn deployment: how large the drawing is, whether it is sound, what is claimed."""
 
 from __future__ import annotations
 

@@ -71,7 +71,8 @@ class Deployment:
         ]
         batch = f", micro-batch {self.number + 1} of {len(self.passes)}" if len(self.passes) > 1 else ""
         tokens_of = f"{tokens:,} token{'' if tokens == 1 else 's'}"
-        return f"{self.scenario.name}: {self.scenario.model.name}, {', '.join(parts)}; one {self.phase} pass of {tokens_of}{batch}"
+        said = f"{self.scenario.model.name}, {', '.join(parts)}"
+        return f"{self.scenario.name}: {said}; one {self.phase} pass of {tokens_of}{batch}"
 
 
 def load_deployment(path: str | Path, overrides: Sequence[str] = ()) -> Deployment:
@@ -158,7 +159,8 @@ def _too_large(deployment: Deployment, level: str, wish: Wish) -> str:
             smaller.append(f"--level {other} draws {nodes:,}")
             break
     smaller += ["--layers draws some layers", "a .dot file may have any number"]
-    return f"--out: the drawing has more than {MOST_IN_SVG:,} nodes, too many to read as SVG; {'; '.join(smaller)}"
+    too_many = f"the drawing has more than {MOST_IN_SVG:,} nodes, too many to read as SVG"
+    return f"--out: {too_many}; {'; '.join(smaller)}"
 
 
 def save(deployment: Deployment, level: str, wish: Wish, path: Path) -> None:

@@ -1,7 +1,7 @@
 """What documents say of the deployments that are drawn, held against what runs.
 
-The claims stand in a table with the documents' own words and numbers; whether each holds is reckoned anew from the
-scenario, the layout and the StepGraphs of a step, whatever has been overridden.
+The claims stand in a table with the documents' own words and numbers; whether each holds is reckoned anew from
+the scenario, the layout and the StepGraphs of a step, whatever has been overridden.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _parameters(facts: Facts) -> tuple[float, str]:
 
 def _counted(facts: Facts, quantity: str) -> float:
     model, workload, d = facts.scenario.model, facts.scenario.workload, facts.scenario.deployment
-    return {
+    found: dict[str, float] = {
         "GPUs": len(facts.layout.topology.gpus),
         "experts in a layer": model.experts,
         "experts in all layers": model.experts * model.moe_layers,
@@ -96,7 +96,8 @@ def _counted(facts: Facts, quantity: str) -> float:
         "expert places on a GPU": facts.layout.slots,
         "GPUs of a stage": facts.graph.ranks.shape[1],
         "GPUs of an expert group": facts.layout.groups.ep.shape[2],
-    }[quantity]
+    }
+    return found[quantity]
 
 
 def counts(**stated: float) -> Rule:
@@ -167,9 +168,9 @@ def replicas_in_all(stated: int) -> Rule:
         layers = model.moe_layers
         times = copies.shape[1] / model.experts
         said = (
-            f"the {model.experts} experts of a layer stand in {copies.shape[1]} places, {times:g} times each, on the "
-            f"{ranks.shape[1]} GPUs of its stage; {ranks.size} GPUs hold {layers * copies.shape[1]:,} copies of "
-            f"{layers * model.experts:,} experts in {layers} layers"
+            f"the {model.experts} experts of a layer stand in {copies.shape[1]} places, {times:g} times each, "
+            f"on the {ranks.shape[1]} GPUs of its stage; {ranks.size} GPUs hold "
+            f"{layers * copies.shape[1]:,} copies of {layers * model.experts:,} experts in {layers} layers"
         )
         return stated in (copies.shape[1], layers * copies.shape[1]), said
 
@@ -359,18 +360,26 @@ CLAIMS: tuple[Claim, ...] = tuple(
             ("8 pipeline stages", counts(stages=8)),
             ("2 layers per stage (16 total layers)", counts(layers=16, stages=8)),
             ("Pipeline Stage 0: GPUs 0-127 ... Pipeline Stage 7: GPUs 896-1023", stages(2, 128)),
-            ("64 experts x 2 tensor parallel GPUs = 128 GPUs per stage", counts(experts_in_a_layer=64, GPUs_of_a_stage=128)),
+            ("64 experts x 2 tensor parallel GPUs = 128 GPUs per stage",
+             counts(experts_in_a_layer=64, GPUs_of_a_stage=128)),
             ("Expert 0: GPUs 0-1, Expert 1: GPUs 2-3, ..., Expert 63: GPUs 126-127", experts_on(2)),
             ("Multi-Head Attention (32 heads)", counts(heads=32)),
             ("Input: [batch_size=128, seq_len=1024, hidden_size=4096]", step_input(128, 1024, 4096)),
             ("QKV Output: [batch_size=128, seq_len=1024, heads=32, d_k=128]", qkv_output(32, 128)),
-            ("All-Gather: For column-parallel operations (QKV, ...)", exchange_between("qkv", "attention", "all_gather")),
-            ("All-Reduce: For row-parallel operations (Attention output, ...)", exchange_between("attention_output", "attention_residual", "all_reduce")),
-            ("MLP Layer 1 (Column Parallel): hidden_size -> ffn_hidden_size/2", expert_width("expert_gemm_1", 4096, 16384, 2)),
-            ("TP All-Gather: Combine tensor parallel outputs (before GELU)", exchange_between("expert_gemm_1", "expert_activation", "all_gather")),
-            ("MLP Layer 2 (Row Parallel): ffn_hidden_size -> hidden_size", expert_width("expert_gemm_2", 4096, 16384, 2)),
-            ("TP All-Reduce: Synchronize tensor parallel outputs (after MLP Layer 2)", exchange_between("expert_gemm_2", "combine", "all_reduce")),
-            ("Expert routing: All-to-all communication for token assignment", exchange_between("permute", "expert_gemm_1", "all_to_all")),
+            ("All-Gather: For column-parallel operations (QKV, ...)",
+             exchange_between("qkv", "attention", "all_gather")),
+            ("All-Reduce: For row-parallel operations (Attention output, ...)",
+             exchange_between("attention_output", "attention_residual", "all_reduce")),
+            ("MLP Layer 1 (Column Parallel): hidden_size -> ffn_hidden_size/2",
+             expert_width("expert_gemm_1", 4096, 16384, 2)),
+            ("TP All-Gather: Combine tensor parallel outputs (before GELU)",
+             exchange_between("expert_gemm_1", "expert_activation", "all_gather")),
+            ("MLP Layer 2 (Row Parallel): ffn_hidden_size -> hidden_size",
+             expert_width("expert_gemm_2", 4096, 16384, 2)),
+            ("TP All-Reduce: Synchronize tensor parallel outputs (after MLP Layer 2)",
+             exchange_between("expert_gemm_2", "combine", "all_reduce")),
+            ("Expert routing: All-to-all communication for token assignment",
+             exchange_between("permute", "expert_gemm_1", "all_to_all")),
             ("Expert aggregation: Combining outputs from selected experts", aggregates()),
             ("Load balancing through expert router nodes", balanced()),
             ("Pipeline communication between stages 0-1-2-3-4-5-6-7", hand_overs()),
@@ -378,13 +387,16 @@ CLAIMS: tuple[Claim, ...] = tuple(
         ("large_ep", _SMALL, (
             ("16-layer MoE with 16 experts per layer", counts(layers=16, experts_in_a_layer=16)),
             ("Token dimension: 4096", counts(hidden=4096)),
-            ("Sequence length: 10,000 tokens; Batch size: 128 sequences", counts(sequences=128, tokens_of_a_sequence=10_000)),
+            ("Sequence length: 10,000 tokens; Batch size: 128 sequences",
+             counts(sequences=128, tokens_of_a_sequence=10_000)),
             ("Precision: BF16", precision("bf16")),
             ("Total GPUs: 16 H100 GPUs", counts(GPUs=16)),
             ("16 experts x 16 layers = 256 total experts", counts(experts_in_all_layers=256)),
             ("GPU mapping: Expert 0-15 on GPU 0-15 respectively", experts_on(1)),
-            ("16 experts per layer perfectly matches 16 GPUs (1:1 mapping)", counts(experts_in_a_layer=16, GPUs=16, expert_places_on_a_GPU=1)),
-            ("All-to-all communication for expert routing across 16 GPUs", counts(GPUs_of_an_expert_group=16)),
+            ("16 experts per layer perfectly matches 16 GPUs (1:1 mapping)",
+             counts(experts_in_a_layer=16, GPUs=16, expert_places_on_a_GPU=1)),
+            ("All-to-all communication for expert routing across 16 GPUs",
+             counts(GPUs_of_an_expert_group=16)),
             ("Uniform expert distribution ensures balanced GPU utilization", balanced()),
             (_TPOT.format("450,000", "2.2ms"), claimed_speed()),
         )),
