@@ -26,12 +26,12 @@ def page() -> str:
     file, level, layers = SHOWN
     parts = [
         "# A deployment, drawn\n",
-        "Printed by `python docs/make.py`; do not edit it. The picture is made by `python docs/dag_page.py`:\n",
+        "Printed by `python docs/make.py`; do not edit it. `python docs/dag_page.py` makes the picture:\n",
         f"    clustersim dag {file} --level {level} --layers {layers} --out deployment.svg\n",
         "Ellipses are communication, boxes computation, parallelograms routing and aggregation. Dashed\n"
-        "arrows are what a gate has selected, grey ones the residual stream. Sizes are those on one GPU, and\n"
-        "after the slash those of all GPUs together, what several hold alike counted once. Of many heads and\n"
-        "experts the first, middle and last are drawn, the rest as one dashed box. Shards of the attention\n"
+        "arrows are what a gate has selected, grey ones the residual stream. Sizes are those on one GPU,\n"
+        "and after the slash those of all GPUs together, what several hold alike counted once. Of many\n"
+        "heads and experts the first, middle and last are drawn, the rest as one dashed box. Shards of the attention\n"
         "are drawn together.\n",
         "![one layer of moe_1024](deployment.svg)\n",
         "What is drawn is the StepGraph that runs: the last micro-batch of the first step. `--check` holds\n"

@@ -69,8 +69,7 @@ def dag(
             drawing.save(deployment, level, wish, out)
         return 0 if found["good"] else 2
     if out is not None:
-        drawing.save(deployment, level, wish, out)
-        said = {**drawing.counted(deployment, level, wish), "file": str(out)}
+        said = drawing.save(deployment, level, wish, out)
         if as_json:
             print_json(said)
         else:

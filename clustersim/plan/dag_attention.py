@@ -109,14 +109,10 @@ def kv_up(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
 
 def query_absorb(sheet: Sheet, index: int, op: Operator) -> Iterator[Node]:
     """Queries are taken to the latent vectors, head by head."""
-    call = op.call
-    assert call is not None
-    c = call.columns
-    tokens, of = (
-        ("tokens", c["m"], sheet.graph.tokens),
-        ("heads", c["n"] / sheet.model.mla.kv_lora_rank, sheet.model.heads),
-    )  # type: ignore[union-attr]
-    rank = float(sheet.model.mla.kv_lora_rank)  # type: ignore[union-attr]
+    call, mla = op.call, sheet.model.mla
+    assert call is not None and mla is not None
+    c, rank = call.columns, float(mla.kv_lora_rank)
+    tokens, of = ("tokens", c["m"], sheet.graph.tokens), ("heads", c["n"] / rank, sheet.model.heads)
     for suffix, at in sheet.lanes:
         takes = [sheet.tensor("query", at, tokens, of, ("d", c["k"], float(c["k"].max())))]
         gives = [sheet.tensor("query", at, tokens, of, ("latent", rank, rank))]

@@ -259,7 +259,7 @@ def to_svg(parts: Sequence[Part], title: str, boxes: bool = True) -> str:
             drawn = graph.draw(format="svg")
         except Exception as error:  # whatever the library may raise: none of it is ours
             raise ClustersimError(f"the drawing cannot be laid out: {error}") from error
-    text = drawn.decode("utf-8")
+    text: str = drawn.decode("utf-8")
     if not boxes:
         return text
     background = re.search(r'<polygon fill="white".*?/>\n', text)
@@ -287,7 +287,8 @@ def _boxes(graph: pygraphviz.AGraph, parts: Sequence[Part]) -> Iterator[str]:
         yield (
             f'<g class="box"><title>{said}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
             f'height="{height:.1f}" rx="4" fill="none" stroke="{colour}"/>'
-            f'<text x="{x + 6:.1f}" y="{y + 13:.1f}" font-family="Helvetica,sans-Serif" font-size="14" fill="#445566">{said}</text></g>\n'
+            f'<text x="{x + 6:.1f}" y="{y + 13:.1f}" '
+            f'font-family="Helvetica,sans-Serif" font-size="14" fill="#445566">{said}</text></g>\n'
         )
 
 

@@ -29,6 +29,7 @@ class Sheet:
         self.model, self.d = layout.model, layout.deployment
         self.tp = self.d.tensor_parallel
         self.registers = Registers()
+        self.ranks: np.ndarray = graph.ranks[0]
         self.block = ""
         self.enter(0)
 

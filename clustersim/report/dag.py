@@ -22,7 +22,7 @@ _KINDS = {
 
 
 def show_drawn(found: Found, console: Console) -> None:
-    """Prints what `study.dag.counted` gives, and the file."""
+    """Prints what `study.dag.save` gives."""
     put_line(console, found["title"], "bold")
     kinds = ", ".join(f"{number:,} {_KINDS[kind]}" for kind, number in found["kinds"].items())
     put_paragraph(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -127,17 +127,41 @@ def parts_of(deployment: Deployment, level: str, wish: Wish) -> Iterator[Part]:
     return coarser(parts, deployment.graph, level) if level in (MODEL, STAGE) else parts
 
 
-def dot(deployment: Deployment, level: str, wish: Wish) -> Iterator[str]:
+class Tally:
+    """What a drawing has: counted while it is written, which may be too large to be made twice."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.edges = 0
+
+    def over(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """The same nodes and edges, each counted."""
+        for part in parts:
+            if isinstance(part, Node):
+                self.kinds[part.kind] += 1
+            else:
+                self.edges += 1
+            yield part
+
+    def said(self, deployment: Deployment, level: str, wish: Wish) -> dict[str, Any]:
+        """title, level, full, nodes, edges, kinds: kind → nodes."""
+        about = {"title": deployment.title, "level": level, "full": wish.full}
+        kinds = dict(sorted(self.kinds.items()))
+        return {**about, "nodes": self.kinds.total(), "edges": self.edges, "kinds": kinds}
+
+
+def dot(deployment: Deployment, level: str, wish: Wish, tally: Tally | None = None) -> Iterator[str]:
     """The drawing as DOT, line by line."""
-    return dot_lines(parts_of(deployment, level, wish), deployment.title, boxes=level != MODEL)
+    parts = (tally or Tally()).over(parts_of(deployment, level, wish))
+    return dot_lines(parts, deployment.title, boxes=level != MODEL)
 
 
-def svg(deployment: Deployment, level: str, wish: Wish) -> str:
+def svg(deployment: Deployment, level: str, wish: Wish, tally: Tally | None = None) -> str:
     """The drawing as SVG.
 
     Raises   ClustersimError that offers smaller ones where it would be too large to be read
     """
-    parts = parts_of(deployment, level, wish)
+    parts = (tally or Tally()).over(parts_of(deployment, level, wish))
     some: list[Part] = []
     nodes = 0
     for part in parts:
@@ -163,14 +187,19 @@ def _too_large(deployment: Deployment, level: str, wish: Wish) -> str:
     return f"--out: {too_many}; {'; '.join(smaller)}"
 
 
-def save(deployment: Deployment, level: str, wish: Wish, path: Path) -> None:
+def save(deployment: Deployment, level: str, wish: Wish, path: Path) -> dict[str, Any]:
     """Writes the drawing, as DOT or SVG by the ending of its name, whole or not at all.
 
+    Returns  title, level, full, nodes, edges, kinds (kind → nodes), file
     Raises   ResultError where that is not possible
     """
     if path.suffix not in (".dot", ".gv", ".svg"):
         raise ResultError(f'--out {path}: ends neither in .dot nor in .svg, such as "deployment.svg"')
-    lines = iter([svg(deployment, level, wish)]) if path.suffix == ".svg" else dot(deployment, level, wish)
+    tally = Tally()
+    if path.suffix == ".svg":
+        lines = iter([svg(deployment, level, wish, tally)])
+    else:
+        lines = dot(deployment, level, wish, tally)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("w", encoding="utf-8") as file:
@@ -180,36 +209,25 @@ def save(deployment: Deployment, level: str, wish: Wish, path: Path) -> None:
         raise ResultError(f"--out {path}: cannot be written: {error.strerror or error}") from error
     finally:
         beside.unlink(missing_ok=True)
-
-
-def counted(deployment: Deployment, level: str, wish: Wish) -> dict[str, Any]:
-    """What a drawing has: title, level, full, nodes, edges, kinds (kind → nodes)."""
-    kinds: Counter[str] = Counter()
-    edges = 0
-    for part in parts_of(deployment, level, wish):
-        if isinstance(part, Node):
-            kinds[part.kind] += 1
-        else:
-            edges += 1
-    about = {"title": deployment.title, "level": level, "full": wish.full}
-    return {**about, "nodes": kinds.total(), "edges": edges, "kinds": dict(sorted(kinds.items()))}
+    return {**tally.said(deployment, level, wish), "file": str(path)}
 
 
 def as_json(deployment: Deployment, level: str, wish: Wish) -> dict[str, Any]:
-    """The drawing as JSON values: `counted`, with its nodes and edges.
+    """The drawing as JSON values.
 
-    Returns  nodes: id, title, kind, operator, stage, layer, gpus, takes, gives, flop, sent, members, experts;
+    Returns  title, level, full, kinds; nodes: id, title, kind, operator, stage, layer, gpus, takes, gives, flop, sent, members, experts;
              edges: source, target, tensor, selection
     """
     nodes: list[dict[str, Any]] = []
     edges: list[dict[str, Any]] = []
-    for part in parts_of(deployment, level, wish):
+    tally = Tally()
+    for part in tally.over(parts_of(deployment, level, wish)):
         if isinstance(part, Node):
             nodes.append(_node(part))
         else:
             ends = {"source": part.source, "target": part.target}
             edges.append({**ends, "tensor": part.taken.name, "selection": part.selection})
-    return {**counted(deployment, level, wish), "nodes": nodes, "edges": edges}
+    return {**tally.said(deployment, level, wish), "nodes": nodes, "edges": edges}
 
 
 def _node(node: Node) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What documents say of the deployments that are drawn, held against what runs.
 
-The claims stand in a table with the documents' own words and numbers; whether each holds is reckoned anew from
-the scenario, the layout and the StepGraphs of a step, whatever has been overridden.
+The claims stand in a table with the documents' own words and numbers; whether each holds is reckoned anew
+from the scenario, the layout and the StepGraphs of a step, whatever has been overridden.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ def replicas_in_all(stated: int) -> Rule:
         layers = model.moe_layers
         times = copies.shape[1] / model.experts
         said = (
-            f"the {model.experts} experts of a layer stand in {copies.shape[1]} places, {times:g} times each, "
-            f"on the {ranks.shape[1]} GPUs of its stage; {ranks.size} GPUs hold "
+            f"the {model.experts} experts of a layer stand in {copies.shape[1]} places, {times:g} times "
+            f"each, on the {ranks.shape[1]} GPUs of its stage; {ranks.size} GPUs hold "
             f"{layers * copies.shape[1]:,} copies of {layers * model.experts:,} experts in {layers} layers"
         )
         return stated in (copies.shape[1], layers * copies.shape[1]), said
