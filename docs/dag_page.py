@@ -31,8 +31,8 @@ def page() -> str:
         "Ellipses are communication, boxes computation, parallelograms routing and aggregation. Dashed\n"
         "arrows are what a gate has selected, grey ones the residual stream. Sizes are those on one GPU,\n"
         "and after the slash those of all GPUs together, what several hold alike counted once. Of many\n"
-        "heads and experts the first, middle and last are drawn, the rest as one dashed box. Shards of the attention\n"
-        "are drawn together.\n",
+        "heads and experts the first, middle and last are drawn, the rest as one dashed box. Shards of the\n"
+        "attention are drawn together.\n",
         "![one layer of moe_1024](deployment.svg)\n",
         "What is drawn is the StepGraph that runs: the last micro-batch of the first step. `--check` holds\n"
         "the drawing against it, and what documents say of these deployments against both.\n",

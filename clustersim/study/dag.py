@@ -215,8 +215,8 @@ def save(deployment: Deployment, level: str, wish: Wish, path: Path) -> dict[str
 def as_json(deployment: Deployment, level: str, wish: Wish) -> dict[str, Any]:
     """The drawing as JSON values.
 
-    Returns  title, level, full, kinds; nodes: id, title, kind, operator, stage, layer, gpus, takes, gives, flop, sent, members, experts;
-             edges: source, target, tensor, selection
+    Returns  title, level, full, kinds; nodes: id, title, kind, operator, stage, layer, gpus, takes, gives,
+             flop, sent, members, experts, note; edges: source, target, tensor, selection
     """
     nodes: list[dict[str, Any]] = []
     edges: list[dict[str, Any]] = []
