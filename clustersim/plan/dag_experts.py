@@ -203,7 +203,7 @@ def _expert_node(
     elif split:
         suffix, kind = f".c{part[0]}-{part[-1]}", REST
         things = "experts" if sheet.layout.copies.shape[1] == sheet.model.experts else "expert copies"
-        title = f"… {len(part):,} more {things}: {title.partition(': ')[2]}"
+        title = f"… {len(part):,} more {things}: {title}"
     return sheet.node(index, op, title, suffix, at, takes, gives, kind, share, members=part, experts=experts)
 
 
