@@ -17,6 +17,7 @@ from textwrap import indent
 from typing import Any
 
 import click
+from dag_page import dag_pages
 from kernels_page import kernel_pages
 from measure_page import measure_pages
 from network_page import network_pages
@@ -60,6 +61,7 @@ def pages() -> dict[str, str]:
         "validation-network.md": validation_page(),
         "validation-network.svg": drawing(),
         **network_pages(),
+        **dag_pages(),
         **kernel_pages(),
         **measure_pages(),
         **{f"commands/{name}.md": command_page(name, command) for name, command in cli.commands.items()},

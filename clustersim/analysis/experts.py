@@ -73,7 +73,8 @@ def _slowest(table: Columns) -> dict[str, Any]:
     """
     tokens = numbers(table, "tokens").astype(np.float64)
     service = tokens * (numbers(table, "done") - numbers(table, "served"))
-    held = numbers(table, "behind") + service
+    # Results of trace version 3 know no "behind".
+    held = np.nan_to_num(numbers(table, "behind")) + service
     places, which = _distinct(table, "rank", "layer")
     came = np.bincount(which, weights=tokens)
     taken = np.bincount(which, weights=held)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from clustersim.cli.dag import dag as _dag
 from clustersim.cli.options import JSON as _JSON
 from clustersim.cli.options import SCENARIO as _SCENARIO
 from clustersim.cli.options import SEED as _SEED
@@ -535,6 +536,7 @@ def catalogue(section: str, name: str, as_json: bool) -> None:
     _print_page(lambda console: show_entry(found, console) if name else show_listing(found, console))
 
 
+cli.add_command(_dag)
 cli.add_command(_stress)
 cli.add_command(_rebalance)
 cli.add_command(_trace)

@@ -55,7 +55,7 @@ def preview(scenario: Scenario, layout: Layout) -> dict[str, Any]:
     Returns  name, model, memory, groups, placement (of experts: what imbalance it and others leave;
              None without experts), topology, phases (operators and bounds of the first step of each), notes
     """
-    passes = _first_steps(scenario)
+    passes = first_steps(scenario)
     routes = Routes(layout, measured(layout.topology, scenario.network.startup))
     return {
         "name": scenario.name,
@@ -121,7 +121,7 @@ def _groups(scenario: Scenario, layout: Layout) -> list[dict[str, Any]]:
     return found
 
 
-def _first_steps(scenario: Scenario) -> dict[str, list[Pass]]:
+def first_steps(scenario: Scenario) -> dict[str, list[Pass]]:
     """The passes of the first step of every phase."""
     shards = scenario.deployment.data_parallel
     batch = next(requests(scenario.workload, scenario.seed))
