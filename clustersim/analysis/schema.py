@@ -111,8 +111,8 @@ SCHEMA: dict[str, str] = {
     "where they stay where they are",
     "rebalancing.moved": "how often weights began to move",
     "rebalancing.finished": "how often all of them came before the run was over",
-    "rebalancing.idle.<why>": "plans that moved nothing, by why: below_threshold, nothing_better (no layer would "
-    "gain least_gain), too_late (the run was over)",
+    "rebalancing.idle.<why>": "plans that moved nothing, by why: below_threshold, nothing_better (no layer "
+    "would gain least_gain), too_late (the run was over)",
     "rebalancing.offered.before": "imbalance of the places as they were, mean over plans with nothing better",
     "rebalancing.offered.wished": "the same of what the policy would have had instead",
     "rebalancing.copies": "expert copies that moved to another rank",
