@@ -235,8 +235,6 @@ class Rebalancer:
         plan = self._better(load, now)
         bill.wished = float(self._imbalance(load, plan.wished).mean())
         bill.foreseen = float(self._imbalance(load, plan.copies).mean())
-        if not plan.layers:
-            bill.outcome = "nothing_better"
         self._busy = True
         if self._stops and not self._how.planning_time and plan.layers:
             # At once: the next pass would begin at this very instant.
@@ -269,7 +267,9 @@ class Rebalancer:
         """From the observed loads to the new places."""
         yield self._env.timeout(self._how.planning_time)
         bill.ready = self._env.now
-        if plan.layers:
+        if not plan.layers:
+            bill.outcome = "nothing_better"
+        else:
             if self._stops:
                 yield from self._halt()
             # The last pass may have ended meanwhile: nobody moves weights for nothing.

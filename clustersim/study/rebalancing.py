@@ -359,11 +359,9 @@ def _why(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Why nothing moved in a row."""
     idle, offered = row["idle"], row["offered"]
     if not row["planned"]:
-        return (
-            f"No planning was due: the run has {found['steps']:,} steps, and none is planned after the last."
-        )
+        return f"No planning was due: the run has {found['steps']:,} steps, and the last needs no plan."
     if found["experts_per_rank"] + row["spare"] == 1:
-        return "Every rank has one place, so all placements of an expert each are alike."
+        return "Every rank has one place, so no placement is better than another."
     said = []
     if idle["below_threshold"]:
         said.append(
@@ -387,7 +385,9 @@ def _why(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 def _answer(found: Mapping[str, Any], best: Mapping[str, Any] | None, never: Mapping[str, Any] | None) -> str:
     """How often, with how many spare places, is it worth it? In one plain sentence, or two."""
     if never is None:
-        return "No answer: without the rows that never move anything there is nothing to compare with."
+        if not found["complete"]:
+            return "Too little is finished for an answer: no row that never moves anything."
+        return "No answer: no row that never moves anything could be run."
     so_far = "" if found["complete"] else "So far: "
     leave = f"leave the experts where they are, with {_spare(never['spare'])}"
     if best is None:
@@ -397,9 +397,7 @@ def _answer(found: Mapping[str, Any], best: Mapping[str, Any] | None, never: Map
     against = f"against never with {_spare(never['spare'])}"
     alike = best["gain_at_same_spare"]
     if best["spare"] != never["spare"] and alike is not None:
-        against += (
-            f", the best of those, and {alike['mean']:+.1%} against never with as many as it has itself"
-        )
+        against += f" (the fastest that moves nothing), {alike['mean']:+.1%} against never with as many"
     cost = f"{_bill(best)}; {_tail(best, never)}"
     if found["verdict"] == "worth":
         return f"{so_far}Worth it: {how} gives {_gain(gain)} tokens/s {against}. The bill of a run: {cost}."
