@@ -67,21 +67,31 @@ def pages() -> dict[str, str]:
 
 
 def command_page(name: str, command: click.Command) -> str:
-    """One command as `--help` tells it."""
-    context = click.Context(command, info_name=name)
-    usage = " ".join(command.collect_usage_pieces(context))
-    options = [p for p in command.params if isinstance(p, click.Option)]
-    rows = [(", ".join(f"`{spelling}`" for spelling in _spellings(p)), _meaning(p)) for p in options]
+    """One command as `--help` tells it, and those under it."""
     return "\n".join(
         [
             f"# clustersim {name}\n",
             _printed_from("clustersim/cli/"),
-            f"    clustersim {name} {usage}\n",
-            f"{_blocks_indented(cleandoc(command.help or ''))}\n",
-            _table(("option", "what it does"), rows) if rows else "It has no options.\n",
+            *_told(name, command),
             *([] if name != "price" else sizes_of_kernels()),
         ]
     )
+
+
+def _told(name: str, command: click.Command) -> list[str]:
+    context = click.Context(command, info_name=name)
+    usage = " ".join(command.collect_usage_pieces(context))
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    rows = [(", ".join(f"`{spelling}`" for spelling in _spellings(p)), _meaning(p)) for p in options]
+    under = command.commands if isinstance(command, click.Group) else {}
+    parts = [f"    clustersim {name} {usage}\n", f"{_blocks_indented(cleandoc(command.help or ''))}\n"]
+    if rows:
+        parts.append(_table(("option", "what it does"), rows))
+    elif not under:
+        parts.append("It has no options.\n")
+    for word, below in under.items():
+        parts += [f"## clustersim {name} {word}\n", *_told(f"{name} {word}", below)]
+    return parts
 
 
 def _blocks_indented(text: str) -> str:
