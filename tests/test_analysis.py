@@ -338,6 +338,8 @@ def test_the_bill_of_moving_experts_by_hand() -> None:
     summary = summarize(tiny(rebalances=True))
     found = summary["rebalancing"]
     assert (found["planned"], found["moved"], found["finished"], found["copies"]) == (2, 1, 1, 2)
+    assert found["idle"] == {"below_threshold": 0, "nothing_better": 1, "too_late": 0}
+    assert found["offered"] == {"before": 1.1, "wished": 1.08}
     assert (found["bytes"], found["moving"], found["stopped"], found["stopped_share"]) == (
         8.0,
         0.5,

@@ -133,6 +133,11 @@ SCHEMA: dict[str, str] = {
     "where they stay where they are",
     "rebalancing.moved": "how often weights began to move",
     "rebalancing.finished": "how often all of them came before the run was over",
+    "rebalancing.idle.below_threshold": "plans that moved nothing: the imbalance was below the threshold",
+    "rebalancing.idle.nothing_better": "those whose plan would have gained no layer least_gain",
+    "rebalancing.idle.too_late": "those that the run's end came before",
+    "rebalancing.offered.before": "imbalance of the places as they were, mean over plans with nothing better",
+    "rebalancing.offered.wished": "the same of what the policy would have had instead",
     "rebalancing.copies": "expert copies that moved to another rank",
     "rebalancing.bytes": "their weights that came over links",
     "rebalancing.moving": "time from the first weights' start to the last layer's new places or the run's "

@@ -209,6 +209,11 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "observed": ("float64", "when the first step began whose loads it went by, s"),
         "planned": ("float64", "when planning began, with the loads of the steps done by then, s"),
         "ready": ("float64", "when the plan was there, s; NaN: the run was over before"),
+        "outcome": (
+            "text",
+            "moved: weights began to move; below_threshold: nothing was planned, as the imbalance was small; "
+            "nothing_better: no layer gained least_gain by the plan; too_late: the run was over before",
+        ),
         "began": ("float64", "when the first weights began to move, s; NaN: nothing moved"),
         "ended": ("float64", "when the last layer stood at its new places, s; NaN: it never did"),
         "layers": ("int32", "layers that came to stand at new places"),
@@ -219,6 +224,11 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
             "float64",
             "imbalance of the places as they were, under the observed loads: largest / "
             "mean tokens over the EP ranks, mean over layers; copies share their expert's tokens alike",
+        ),
+        "wished": (
+            "float64",
+            "the same of what the policy would have, layers that gain too little to move among it; NaN: it "
+            "was not asked",
         ),
         "foreseen": ("float64", "the same of the places as planned"),
         "after": ("float64", "the same under the loads of as many steps after the move; NaN: none came"),
