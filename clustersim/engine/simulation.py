@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import simpy
 
+from clustersim.engine.details import Details
 from clustersim.engine.fabric import Fabric, Process
-from clustersim.engine.faults import capacities, end_of, factor_of, link_faults, paces
+from clustersim.engine.faults import capacities as changes_of
+from clustersim.engine.faults import end_of, factor_of, link_faults, paces
 from clustersim.engine.gpu import Inbox, compute_stream, service_of, transfer_stream
 from clustersim.engine.ledger import Ledger
-from clustersim.engine.link import link_process
+from clustersim.engine.link import Capacities, link_process
 from clustersim.engine.outages import Outages
 from clustersim.engine.replica import Replica
 from clustersim.errors import ClustersimError
@@ -54,15 +56,17 @@ def simulate(
     outages = Outages(layout.topology, asked.on_down, asked.reroute_after) if faults else None
     fabric = Fabric(env, network, outages)
     recorder = Recorder()
-    ledger = Ledger(layout, recorder, scenario.trace.level)
+    capacities = Capacities(links.bandwidth)
+    details = Details(recorder, capacities, scenario.trace)
+    ledger = Ledger(layout, recorder, details)
     inboxes = _streams(env, scenario, layout)
     pool = _pool(scenario, layout)
     replica = Replica(scenario, layout, fabric, inboxes, ledger, recorder, pool, tell)
     over = env.event()
     offered = np.zeros(len(links.bandwidth))
     for link, bandwidth in enumerate(links.bandwidth.tolist()):
-        changes = capacities(bandwidth, scenario.faults, faults.get(link, ()), scenario.seed)
-        env.process(link_process(env, link, bandwidth, changes, fabric, offered, over))
+        changes = changes_of(bandwidth, scenario.faults, faults.get(link, ()), scenario.seed)
+        env.process(link_process(env, link, bandwidth, changes, fabric, capacities, offered, over))
     try:
         env.run(until=env.process(_whole(env, replica, scenario, over)))
     except Deadlock as error:
