@@ -59,7 +59,7 @@ def test_empty_tables_and_unused_words_come_back(tmp_path: Path) -> None:
 def test_words_keep_their_order_over_several_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_ROW_GROUP", 10)
+    monkeypatch.setattr(files, "ROW_GROUP", 10)
     recorder = Recorder()
     names = [f"vertex {n}" for n in range(100)][::-1]
     numbers = np.random.default_rng(1).integers(0, 1000, 100)

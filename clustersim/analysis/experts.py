@@ -53,14 +53,15 @@ def experts(trace: Trace) -> dict[str, Any] | None:
 def _slowest(table: Columns) -> dict[str, Any]:
     """rank, layer and expert of the copy whose tokens wait longest; its mean wait, and the longest p99 of
     its token batches, s."""
-    keys = [numbers(table, name) for name in ("rank", "layer", "expert")]
-    copies, which = np.unique(np.stack(keys), axis=1, return_inverse=True)
-    which = which.ravel()
+    # One number per copy: rows of three would take several times the memory where there are millions.
+    size = [int(numbers(table, name).max()) + 1 for name in ("rank", "layer", "expert")]
+    key = np.ravel_multi_index(tuple(numbers(table, name) for name in ("rank", "layer", "expert")), size)
+    copies, which = np.unique(key, return_inverse=True)
     tokens = np.bincount(which, weights=numbers(table, "tokens"))
     waited = np.bincount(which, weights=numbers(table, "wait"))
     mean = np.divide(waited, tokens, out=np.full_like(waited, -1.0), where=tokens > 0)
     worst = int(mean.argmax())
-    rank, layer, expert = copies[:, worst].tolist()
+    rank, layer, expert = (int(place) for place in np.unravel_index(copies[worst], size))
     p99 = np.nanmax(numbers(table, "wait_p99")[which == worst])
     return {"rank": rank, "layer": layer, "expert": expert, "mean": float(mean[worst]), "p99": float(p99)}
 

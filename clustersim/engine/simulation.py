@@ -40,11 +40,13 @@ def simulate(
     layout: Layout,
     facts: Mapping[str, Any],
     tell: Callable[[int, int], None] = lambda done, all_: None,
+    recorder: Recorder | None = None,
 ) -> Trace:
     """Runs a scenario from its first arrival to its last token.
 
     facts    what the trace is to carry beside its tables; the counts of the run are added
     tell     called after every pass with (done, all)
+    recorder  takes the rows; None: all are kept in memory
     Raises   ClustersimError where a fault names a link that is not there; StuckError where a flow waits
              for a link that never returns
     """
@@ -55,7 +57,7 @@ def simulate(
     asked = scenario.network
     outages = Outages(layout.topology, asked.on_down, asked.reroute_after) if faults else None
     fabric = Fabric(env, network, outages)
-    recorder = Recorder()
+    recorder = recorder or Recorder()
     capacities = Capacities(links.bandwidth)
     details = Details(recorder, capacities, scenario.trace)
     ledger = Ledger(layout, recorder, details)
