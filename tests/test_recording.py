@@ -113,7 +113,7 @@ def path(trace: Trace, step: int) -> tuple[list[tuple[float, float]], float]:
         at = before
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(scenario=scenarios())
 def test_following_after_backwards_gives_parts_that_add_up_to_the_step(scenario: Scenario) -> None:
     trace = trace_of(scenario)
@@ -129,7 +129,7 @@ def test_following_after_backwards_gives_parts_that_add_up_to_the_step(scenario:
             assert (requests["arrival"] == start + rest).any() or (requests["arrival"] == parts[-1][0]).any()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(scenario=scenarios())
 def test_what_released_a_span_ended_before_it_and_mostly_at_that_instant(scenario: Scenario) -> None:
     trace = trace_of(scenario)
@@ -149,7 +149,7 @@ def test_what_released_a_span_ended_before_it_and_mostly_at_that_instant(scenari
     assert set(spans["operator"][gap]) <= expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(scenario=scenarios())
 def test_who_waited_for_tokens_was_released_by_what_let_their_sender_send(scenario: Scenario) -> None:
     """The span in `after` is that before the dispatch of a rank whose flow arrived at that instant."""
@@ -173,7 +173,7 @@ def test_who_waited_for_tokens_was_released_by_what_let_their_sender_send(scenar
 # ---- what links carry ---------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(scenario=scenarios())
 def test_what_links_carry_over_time_adds_up_to_what_they_carried(scenario: Scenario) -> None:
     trace = trace_of(scenario)
@@ -189,7 +189,7 @@ def test_what_links_carry_over_time_adds_up_to_what_they_carried(scenario: Scena
         assert use["end"].min() >= table(trace, "flows")["start"].min()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(scenario=scenarios())
 def test_every_span_that_moved_bytes_names_a_link_with_its_own_among_all_bytes(scenario: Scenario) -> None:
     trace = trace_of(scenario)
