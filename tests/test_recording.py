@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,11 @@ from hypothesis import strategies as st
 from pytest import approx
 from scenarios import parallel, rail_tree, single_server, table, tiny, trace_of
 
+from clustersim.analysis.summary import summarize
+from clustersim.errors import StuckError
 from clustersim.spec.scenario import Scenario
+from clustersim.study.run import run_scenario
+from clustersim.trace import files
 from clustersim.trace.record import Trace
 
 Columns = dict[str, np.ndarray]
@@ -282,3 +287,45 @@ def test_what_shards_hold_over_time_reaches_what_they_held_at_most_and_ends_empt
         mine = held["bytes"][held["shard"] == shard]
         kv = memory["bytes"][(memory["part"] == "kv") & (ranks["shard"][memory["rank"]] == shard)]
         assert (kv == mine.max()).all() and mine[-1] == 0.0
+
+
+# ---- long runs ----------------------------------------------------------------------------------
+
+
+def long_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
+    """A scenario of which some tables are written while it runs, because groups are so small here."""
+    monkeypatch.setattr(files, "ROW_GROUP", 100)
+    return tiny(**PIPELINED, trace={"level": "flows"})
+
+
+def test_a_run_that_wrote_meanwhile_leaves_what_one_in_memory_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = long_run(tmp_path, monkeypatch)
+    result = run_scenario(scenario, folder=tmp_path / "deep" / "result")
+    (beside,) = tmp_path.iterdir()
+    assert {"spans.parquet", "flows.parquet"} <= {path.name for path in beside.iterdir()}
+    result.save(tmp_path / "result")
+    kept = trace_of(scenario)
+    files.write(Trace(kept.tables, result.trace.raw.facts), tmp_path / "kept")
+    for path in (tmp_path / "kept").iterdir():
+        assert path.read_bytes() == (tmp_path / "result" / "trace" / path.name).read_bytes(), path.name
+    assert len(result.trace["spans"]) == len(table(kept, "spans")["span"])
+    facts = {**result.trace.raw.facts, "wall_seconds": result.summary["wall_seconds"]}
+    assert summarize(Trace(kept.tables, facts)) == result.summary
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError, StuckError])
+def test_a_run_that_fails_or_is_interrupted_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    scenario, seen = long_run(tmp_path, monkeypatch), []
+
+    def tell(done: int, _: int) -> None:
+        if done == 15:
+            seen.extend(tmp_path.iterdir())
+            raise failure("stop")
+
+    with pytest.raises(failure):
+        run_scenario(scenario, tell=tell, folder=tmp_path / "result")
+    assert seen and not list(tmp_path.iterdir())

@@ -29,7 +29,7 @@ Tell = Callable[[int, int], None]
 
 #: Rows of spans and flows that a trace may hold on disk: some 3 bytes each where times repeat, 40 at worst.
 _MOST_WRITTEN = 500_000_000
-#: Rows of expert queues, which the summary reads column by column, 160 MB each.
+#: Rows of expert queues: what the summary makes of so many takes 2 GB.
 _MOST_QUEUES = 20_000_000
 #: Operators of a layer on one rank, at most; so many more with latent attention, and with shared experts.
 _OPERATORS = 22
@@ -102,8 +102,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = Non
 def too_long_to_record(scenario: Scenario) -> list[Mistake]:
     """A mistake that says which level or length can be recorded, or nothing.
 
-    Rows are written while a run goes on; this keeps them below 20 GB on disk, and what the summary reads
-    of them below some hundred MB at a time.
+    Rows are written while a run goes on; this keeps them below 20 GB on disk, and what the summary makes
+    of them below 2 GB of memory.
     """
     d, w, trace = scenario.deployment, scenario.workload, scenario.trace
     each = w.decode_steps + (w.phase != "decode")

@@ -90,7 +90,11 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "met": ("float64", "when all it had to meet were there (compute: the start), s"),
         "end": ("float64", "when it was done, s"),
         "priced": ("float64", "what it would have taken as priced, without faults, s; NaN for exchanges"),
-        "after": ("int64", "span whose end released it; -1 for none"),
+        "after": (
+            "int64",
+            "span whose end released it; -1 for none. What it waits for from that end to `met` is under "
+            "way: tokens for an expert, weights that move",
+        ),
     },
     "span_links": {
         "span": ("int64", "span of an exchange in which bytes were sent to or from its rank"),

@@ -29,11 +29,11 @@ class Spill:
 
     place  folder in which that folder is made, when the first table has grown long; None: where the
            system keeps such
-    rows   of one table that are held before they are written
+    rows   of one table that are held before they are written; None: as many as a group has
     """
 
-    def __init__(self, place: Path | None = None, rows: int = files.ROW_GROUP) -> None:
-        self.rows = rows
+    def __init__(self, place: Path | None = None, rows: int | None = None) -> None:
+        self.rows = rows or files.ROW_GROUP
         self._place = place
         self._folder: _Folder | None = None
         self._writers: dict[str, files.TableWriter] = {}
