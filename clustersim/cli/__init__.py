@@ -64,7 +64,7 @@ def run(
     _warn(wait(scenario.network.fidelity), quiet)
     try:
         with _progress(quiet or as_json) as tell:
-            result = run_scenario(scenario, str(file), tell)
+            result = run_scenario(scenario, str(file), tell, folder)
             if not alone:
                 result = with_beside(result, str(file), tell)
     except StuckError as error:
