@@ -214,6 +214,8 @@ def test_a_folder_that_is_no_result_is_told_where_one_is_near(call: Any, place: 
     assert f"did you mean results/{place.name}" in refused(call, "gpus", f"results/{place.name}/trace")
     assert f"did you mean results/{place.name}" in refused(call, "gpus", "results")
     assert "is a file; a result is a folder" in refused(call, "gpus", f"results/{place.name}/summary.json")
+    Path("tiny").mkdir()
+    assert call("gpus", "tiny")[0] == 0
     Path("tiny.toml").write_text("")
     assert "is a scenario and not a result; did you mean `tiny`?" in refused(call, "gpus", "tiny.toml")
 

@@ -259,6 +259,8 @@ def test_shares_and_queues_by_hand() -> None:
     assert np.isnan(use.shares[:, 0]).all()
     assert use.shares[0, 1:].tolist() == approx(np.array([[1, 0, 0, 0], [1, 0, 0, 0]]))
     assert use.shares[1, 1:].tolist() == approx(np.array([[0, 0, 1, 0], [0, 0, 1, 0]]))
+    told = over_time.gpu_use(by_hand(recorded=[0.0, 3.0]), 2, (0.0, 6.0)).shares
+    assert told[1, 0].tolist() == approx([1 / 3, 1 / 3, 1 / 3, 0.0]) and np.isnan(told[:, 1]).all()
     # 1.5 token-seconds on rank 0 from 1 s to 2 s; 4 on rank 1 from 4 s to 6 s, 0.1 from 1 s to 1.1 s.
     queues = over_time.queue_lengths(trace, 5)
     assert queues.tokens[0].tolist() == approx([0.75, 0.0, 0.0, 0.0, 0.0])

@@ -114,12 +114,18 @@ def unrecorded(trace: Trace, edges: np.ndarray) -> np.ndarray:
 
 
 def recorded(trace: Trace) -> Window:
-    """From when to when all spans were recorded, s; -inf to inf where all of the run were."""
+    """From when to when all spans were recorded, s; -inf to inf where all of the run were.
+
+    The fact `recorded` of the trace says it; without it, it is what the spans themselves show.
+    """
     spans = trace.tables["spans"]
     if len(numbers(spans, "rank")) == numbers(trace.tables["sums"], "count").sum():
         return -np.inf, np.inf
     if not len(numbers(spans, "rank")):
         return np.inf, -np.inf
+    told = trace.facts.get("recorded")
+    if told is not None:
+        return float(told[0]), float(told[1])
     # What was recorded is all that touched some time, which so begins before the first of it ended.
     return float(numbers(spans, "end").min()), float(numbers(spans, "start").max())
 

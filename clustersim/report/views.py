@@ -264,8 +264,8 @@ def show_stragglers(found: Found, console: Console, most: int) -> None:
         [
             [
                 moment["operator"],
-                said_time(moment["start"]),
-                said_time(moment["end"]),
+                _said_moment(moment["start"]),
+                _said_moment(moment["end"]),
                 str(moment["layer"]) if moment["layer"] >= 0 else "-",
                 said_or_dash(str, moment["step"]),
                 str(moment["rank"]) if moment["rank"] >= 0 else "?",

@@ -57,17 +57,20 @@ def find_result(name: str | None, root: Path = RESULTS) -> Path:
         if found is None:
             raise ResultError(f"{root}: holds no result; `clustersim run FILE` leaves one")
         return found
-    for folder in (Path(name), root / name):
-        if folder.is_dir():
-            return folder
     path = Path(name)
+    # A folder of that name that is no result must not hide a scenario's results.
+    for folder in (path, root / name):
+        if (folder / SUMMARY).is_file():
+            return folder
+    found = newest(root, name)
+    if found is not None:
+        return found
+    if path.is_dir():
+        return path
     if path.is_file():
         if path.suffix == ".toml":
             raise ResultError(f"{name}: is a scenario and not a result; did you mean `{path.stem}`?")
         raise ResultError(f"{name}: is a file; a result is a folder, such as {root / 'large_ep-...'}")
-    found = newest(root, name)
-    if found is not None:
-        return found
     raise ResultError(f'"{name}" is no result{_near(name, root)}{_listing(root)}')
 
 
