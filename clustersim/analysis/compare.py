@@ -141,10 +141,9 @@ def summed_up(records: Mapping[int, Record]) -> dict[str, dict[str, Any]]:
     """Metric → mean over runs with its interval, smallest and largest; those that some run lacks are left
     out, and steps by phase where there is just one phase."""
     found = {}
-    shown = shown_metrics([tuple(r["summary"]["phases"]) for r in records.values()])
-    for name in shown:
+    for name in shown_metrics([tuple(r["summary"]["phases"]) for r in records.values()]):
         values = _values(records, name)
-        if values:
+        if values and not name.startswith("settled"):
             each = list(values.values())
             spread = {"min": min(each), "max": max(each)}
             found[name] = {"dimension": METRICS[name].dimension, **mean_interval(each).as_json(), **spread}

@@ -27,6 +27,8 @@ _MSER = 5
 _BATCHES = (30, 20, 10)
 #: Relative: what equal durations differ by when they stand at different times of a run.
 _ROUNDOFF = 1e-9
+#: Of a normal distribution with deviation 1, one value in 20 is larger.
+_ONE_IN_20 = 1.645
 _MOST_ITERATIONS = 300
 
 
@@ -162,6 +164,8 @@ def batch_means(series: Any, level: float = LEVEL) -> Interval:
     series   float[n] in order of time, warm-up cut already; at least one
     Returns  an interval by the means of 30, 20 or 10 batches, the most whose neighbours are not found
              correlated; none for fewer than 20 values
+    Source   the widening by what correlation is left: Tafazzoli, Wilson, Lada, Steiger, INFORMS Journal on
+             Computing 23(2), 2011 (Skart)
     """
     x = np.asarray(series, dtype="float64")
     mean = _mean(x)
@@ -174,20 +178,21 @@ def batch_means(series: Any, level: float = LEVEL) -> Interval:
         size = len(x) // count
         # What does not fill a batch is left out of the spread, at the beginning, where warm-up would be.
         means = x[len(x) - size * count :].reshape(count, size).mean(axis=1)
-        if _neighbours(means) <= 1.645 / sqrt(count):
+        correlation = max(_neighbours(means), 0.0)
+        apart = correlation <= _ONE_IN_20 / sqrt(count)
+        if apart:
             break
-        doubtful = count == _BATCHES[-1]
-    else:
-        doubtful = True
-    half = student_t(level, count - 1) * _deviation(means) / sqrt(count)
+    # What is left of the correlation widens the interval.
+    wider = sqrt((1 + correlation) / (1 - correlation))
+    half = student_t(level, count - 1) * wider * _deviation(means) / sqrt(count)
     how = f"means of {count} batches of {size}"
-    if _neighbours(means) > 1.645 / sqrt(count) and doubtful:
-        how += "; these still depend on each other, so the interval is too narrow: run longer"
+    if not apart:
+        how += "; neighbours still depend on each other, so the interval may be too narrow: run longer"
     return Interval(mean, mean - half, mean + half, level, len(x), how)
 
 
 def _neighbours(means: np.ndarray) -> float:
-    """Correlation of neighbours; above 1.645 / sqrt(k) in 1 of 20 series of k independent values."""
+    """Correlation of neighbours; above _ONE_IN_20 / sqrt(k) in 1 of 20 series of k independent values."""
     around = means - means.mean()
     whole = float(around @ around)
     return float(around[1:] @ around[:-1]) / whole if whole else 0.0
@@ -357,7 +362,7 @@ _UNITS: dict[str, Sequence[tuple[float, str]]] = {
 }
 
 
-def said(value: float, half_width: float | None, dimension: str) -> str:
+def said_within(value: float, half_width: float | None, dimension: str) -> str:
     """A quantity and its interval in one unit: "12.35 ± 0.03 ms"; without one, to six digits.
 
     dimension  time, size, share (of one, said in percent), rate (tokens/s) or number
@@ -365,11 +370,13 @@ def said(value: float, half_width: float | None, dimension: str) -> str:
     if not isfinite(value):
         return show(value, "time")
     units = _UNITS[dimension]
-    largest = max(abs(value), half_width or 0.0)
-    factor, unit = next((one for one in units if largest >= one[0] * 0.9995), units[-1])
+    largest = max(abs(value), _rounded_up(half_width) if half_width else 0.0)
+    known = (one for one in units if largest >= one[0] * 0.9995)
+    # Nothing is nothing in the base unit: "0 s".
+    factor, unit = next(known, units[-1]) if largest else min(units, key=lambda one: abs(one[0] - 1))
     space = " " if unit and unit != "%" else ""
     if not half_width:
         return f"{digits(value / factor, None)}{space}{unit}"
     width = half_width / factor
-    text = f"{digits(value / factor, width)} ± {said_half_width(width)}"
-    return f"({text}){unit}" if unit == "%" else f"{text}{space}{unit}"
+    first = f"{digits(value / factor, width)}{unit if unit == '%' else ''}"
+    return f"{first} ± {said_half_width(width)}{space}{unit}"

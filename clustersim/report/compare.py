@@ -13,7 +13,7 @@ from rich.text import Text
 
 from clustersim.analysis.compare import BASES
 from clustersim.analysis.critical_path import CAUSES
-from clustersim.analysis.statistics import digits, said
+from clustersim.analysis.statistics import digits, said_within
 from clustersim.report.page import (
     Cell,
     put_line,
@@ -31,6 +31,7 @@ _WIDEST = 40
 #: Of a difference: what is less is not named in the sentence.
 _WORTH_NAMING = 0.05
 
+_WIDTH = re.compile(r" ± [\d.,]+%?")
 _QUANTITY = re.compile(r"([-+]?[\d.]+(?:e[-+]?\d+)?) (s|B|B/s|FLOP/s|W|Hz)")
 _DIMENSIONS = {
     "s": "time", "B": "size", "B/s": "bandwidth", "FLOP/s": "flop rate", "W": "power", "Hz": "frequency",
@@ -47,13 +48,14 @@ def said_runs(seeds: Sequence[int]) -> str:
 
 def said_interval(found: Mapping[str, Any] | None, dimension: str) -> str:
     """A value with its interval, or a dash."""
-    return "-" if found is None else said(found["value"], found["half_width"], dimension)
+    return "-" if found is None else said_within(found["value"], found["half_width"], dimension)
 
 
 def said_change(found: Mapping[str, Any], dimension: str) -> str:
     """A difference with its interval and sign."""
-    text = said(found["value"], found["half_width"], dimension)
-    return f"+{text}" if found["value"] > 0 and text[0] not in "(+" else text
+    text = said_within(found["value"], found["half_width"], dimension)
+    # What rounds to zero has no sign.
+    return f"+{text}" if found["value"] > 0 and text.partition(" ")[0].strip("0.%") else text
 
 
 def said_percent(found: Mapping[str, Any], ours: float) -> str:
@@ -94,9 +96,9 @@ def said_explained(side: str, one: Mapping[str, Any]) -> str:
     """A phase's difference in a sentence, its largest causes named."""
     found, what = one["difference"], f"{one['phase']} step"
     if not found["value"]:
-        return f"A mean {what} takes the same in {side} as in A, {said(one['a'], None, 'time')}."
+        return f"A mean {what} takes the same in {side} as in A, {said_within(one['a'], None, 'time')}."
     way = "longer" if found["value"] > 0 else "less"
-    whole = said(abs(found["value"]), found["half_width"], "time")
+    whole = said_within(abs(found["value"]), found["half_width"], "time")
     percent = said_percent(found, one["a"]).lstrip("+-")
     parts = [
         f"{part['cause'].replace('_', ' ')} {said_change(part['difference'], 'time')}"
@@ -106,6 +108,15 @@ def said_explained(side: str, one: Mapping[str, Any]) -> str:
     about = f" ({percent})" if percent else ""
     noise = {"one seed": "", "no difference": ""}.get(found["verdict"], f", {found['verdict']}")
     return f"A mean {what} of {side} takes {whole}{about} {way} than A's{noise}: {', '.join(parts)}."
+
+
+def said_seconds(seconds: float, part: Mapping[str, Any]) -> str:
+    """Seconds of a side, with as many digits as the interval of the difference supports; four without one."""
+    half = part["difference"]["half_width"]
+    if not half or not seconds:
+        return show(seconds, "time", 4)
+    kept = max(1, min(6, round(log10(abs(seconds) / half)) + 1))
+    return show(seconds, "time", kept)
 
 
 # ---- a comparison ---------------------------------------------------------------------------------------
@@ -162,7 +173,7 @@ def _show_explained(side: str, one: Mapping[str, Any], console: Console) -> None
     parts = one["parts"]
     rows: list[list[Cell]] = [
         [
-            part["cause"], _time(part["a"], part), _time(part["b"], part),
+            part["cause"], said_seconds(part["a"], part), said_seconds(part["b"], part),
             said_change(part["difference"], "time"),
             "" if part["share"] is None else said_share(part["share"]), Text(part["words"], "dim"),
         ]
@@ -170,23 +181,15 @@ def _show_explained(side: str, one: Mapping[str, Any], console: Console) -> None
     ]  # fmt: skip
     rows.append(
         [
-            "all", _time(one["a"], one), _time(one["b"], one), said_change(one["difference"], "time"),
-            "" if one["difference"]["value"] == 0 else said_share(1.0), Text("the parts add up to it", "dim"),
+            "all", said_seconds(one["a"], one), said_seconds(one["b"], one),
+            said_change(one["difference"], "time"), said_share(1.0) if one["difference"]["value"] else "",
+            Text("the parts add up to it", "dim"),
         ]
     )  # fmt: skip
     put_table(console, ["A", side, "difference", "share", ""], rows)
     some = [f"{s['explained']:,} of {s['all']:,}" for s in one["steps"] if s["explained"] < s["all"]]
     if some:
         put_line(console, f"  paths of {' and '.join(some)} steps", "dim")
-
-
-def _time(seconds: float, part: Mapping[str, Any]) -> str:
-    """As many digits as the interval of the difference supports; four where there is none."""
-    half = part["difference"]["half_width"]
-    if not half or not seconds:
-        return show(seconds, "time", 4)
-    kept = max(1, min(6, round(log10(abs(seconds) / half)) + 1))
-    return show(seconds, "time", kept)
 
 
 def _show_differs(differs: Sequence[Mapping[str, Any]], letters: Sequence[str], console: Console) -> None:
@@ -243,8 +246,8 @@ def _extremes(one: Mapping[str, Any]) -> tuple[str, str]:
     half = one["half_width"]
     if not half:
         return "", ""
-    smallest, largest = (said(one[key], half, one["dimension"]) for key in ("min", "max"))
-    return tuple(re.sub(r" ± [\d.,]+", "", text).strip("()") for text in (smallest, largest))  # type: ignore[return-value]
+    smallest, largest = (said_within(one[key], half, one["dimension"]) for key in ("min", "max"))
+    return re.sub(_WIDTH, "", smallest), re.sub(_WIDTH, "", largest)
 
 
 def _show_warm_up(phase: str, one: Mapping[str, Any], seeds: int, console: Console) -> None:

@@ -19,15 +19,15 @@ from clustersim.report.compare import (
     said_interval,
     said_percent,
     said_runs,
+    said_seconds,
     said_value,
 )
 from clustersim.report.page import printable, said_share
-from clustersim.units import show
 
 Found = Mapping[str, Any]
 
 #: Pixels of a drawing.
-_WIDTH, _HEIGHT, _MIDDLE = 240.0, 16.0, 120.0
+_WIDTH, _HEIGHT, _MIDDLE, _LETTER = 160.0, 16.0, 80.0, 14.0
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2327; --paper: #fff; --soft: #5f6b73; --rule: #d5dadd;
@@ -36,12 +36,13 @@ _STYLE = """
   --rule: #363d42; --more: #ef8a7a; --less: #74c795; --bar: #7fb0e0; --zebra: #1e2225; } }
 @media print { :root { --ink: #000; --paper: #fff; --soft: #444; --rule: #bbb; --more: #a0301e;
   --less: #1e6a3b; --bar: #35618e; --zebra: #fff; } table, figure, li { break-inside: avoid; } }
-body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
+body { margin: 2rem auto; max-width: 84rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--rule);
-  font-variant-numeric: tabular-nums; vertical-align: top; }
+  font-variant-numeric: tabular-nums; vertical-align: top; white-space: nowrap; }
+td.words, td.value { white-space: normal; } td.words { min-width: 14rem; }
 th { font-weight: 600; } tbody tr:nth-child(even) { background: var(--zebra); }
 th:first-child, td.words, th.words { text-align: left; } td.words { color: var(--soft); }
 td.value { text-align: left; max-width: 26rem; overflow-wrap: anywhere; }
@@ -49,6 +50,7 @@ td.value { text-align: left; max-width: 26rem; overflow-wrap: anywhere; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
 tfoot td, tfoot th { font-weight: 600; border-top: 2px solid var(--rule); }
 svg .more { fill: var(--more); } svg .less { fill: var(--less); } svg .bar { fill: var(--bar); }
+svg text { fill: var(--soft); }
 svg line { stroke: var(--ink); stroke-width: 1.2; } svg .zero { stroke: var(--soft); stroke-width: .8; }
 """
 
@@ -124,7 +126,7 @@ def _metrics(found: Found) -> str:
     head = ["", *map(_safe, letters)]
     for letter in letters[1:]:
         head += [f"{_safe(letter)} − A", "", "what to make of it"]
-    head.append("drawn, from 0; lines are intervals")
+    head.append("drawn from 0")
     rows = []
     for row in found["metrics"]:
         cells = [_cell(said_interval(value, row["dimension"])) for value in row["values"]]
@@ -132,7 +134,7 @@ def _metrics(found: Found) -> str:
             cells += _difference(row, one)
         cells.append(f"<td>{_bars(row, letters)}</td>")
         rows.append(_row(row["metric"], *cells))
-    return f"<h2>Side by side</h2>{_table('Headline numbers', head, rows)}"
+    return f"<h2>Side by side</h2>{_table('Headline numbers; in drawings lines are intervals', head, rows)}"
 
 
 def _difference(row: Found, one: Found) -> list[str]:
@@ -150,12 +152,14 @@ def _bars(row: Found, letters: Sequence[str]) -> str:
     longest = max((one["high"] or one["value"] for _, one in there), default=0.0)
     if longest <= 0:
         return ""
-    scale, drawn = _WIDTH / longest, []
-    for place, (_, one) in enumerate(there):
+    scale, drawn = (_WIDTH - _LETTER) / longest, []
+    for place, (letter, one) in enumerate(there):
         y = place * _HEIGHT
-        drawn.append(_rect("bar", 0.0, y + 3, one["value"] * scale))
+        drawn.append(f'<text x="0" y="{y + 12:g}" font-size="11">{_safe(letter)}</text>')
+        drawn.append(_rect("bar", _LETTER, y + 3, one["value"] * scale))
         if one["half_width"]:
-            drawn.append(_line(one["low"] * scale, one["high"] * scale, y + _HEIGHT / 2))
+            low, high = (_LETTER + one[key] * scale for key in ("low", "high"))
+            drawn.append(_line(low, high, y + _HEIGHT / 2))
     said = "; ".join(f"{letter} {said_interval(one, row['dimension'])}" for letter, one in there)
     return _svg(len(there), f"{row['metric']}: {said}", drawn)
 
@@ -167,7 +171,8 @@ def _explained(side: str, one: Found) -> str:
     longest = max((_reach(part["difference"]) for part in one["parts"]), default=0.0)
     rows = [
         _row(
-            part["cause"].replace("_", " "), _time(part["a"]), _time(part["b"]),
+            part["cause"].replace("_", " "),
+            _cell(said_seconds(part["a"], part)), _cell(said_seconds(part["b"], part)),
             _cell(said_change(part["difference"], "time")),
             _cell("" if part["share"] is None else said_share(part["share"])),
             f"<td>{_diverging(part, longest)}</td>", _cell(part["words"], "words"),
@@ -175,10 +180,11 @@ def _explained(side: str, one: Found) -> str:
         for part in one["parts"]
     ]  # fmt: skip
     foot = _row(
-        "all", _time(one["a"]), _time(one["b"]), _cell(said_change(one["difference"], "time")), _cell(""),
+        "all", _cell(said_seconds(one["a"], one)), _cell(said_seconds(one["b"], one)),
+        _cell(said_change(one["difference"], "time")), _cell(""),
         "<td></td>", _cell("the parts add up to it", "words"),
     )  # fmt: skip
-    head = ["", "A", _safe(side), f"{_safe(side)} − A", "share", "less, more", ""]
+    head = ["", "A", _safe(side), f"{_safe(side)} − A", "share", "less ← → more", ""]
     caption = _safe(f"{BASES[one['basis']]}; {_covered(one)}")
     title = _safe(f"Why a {one['phase']} step of {side} differs from A's")
     return f"<h2>{title}</h2>{_table(caption, head, rows, foot)}"
@@ -189,14 +195,10 @@ def _covered(one: Found) -> str:
     return f"{a['explained']:,} of {a['all']:,} steps of A, {b['explained']:,} of {b['all']:,} of the other"
 
 
-def _time(seconds: float) -> str:
-    return _cell(show(seconds, "time", 4))
-
-
 def _reach(found: Found) -> float:
     """How far a difference with its interval is from zero."""
     ends = (found["value"], found["low"], found["high"])
-    return max(abs(one) for one in ends if one is not None)
+    return max(abs(float(one)) for one in ends if one is not None)
 
 
 def _diverging(part: Found, longest: float) -> str:
