@@ -201,6 +201,8 @@ def test_a_quantity_has_as_many_digits_as_its_interval(
 def test_large_values_are_rounded_too() -> None:
     assert digits(1234.5, 60.0) == "1,230"
     assert said_within(450123.0, 1234.0, "rate") == "450,000 ± 2,000 tokens/s"
+    assert said_within(3818567.0, None, "rate") == "3,818,570 tokens/s"
+    assert digits(1000.0, None) == "1,000"
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-9, 1e9))

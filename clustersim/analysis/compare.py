@@ -368,7 +368,8 @@ def _cut(sides: Sequence[Side], name: str) -> bool:
     """Whether any warm-up was cut; else the settled mean is the mean."""
     phase = name.split()[1]
     ran = [one["summary"]["phases"].get(phase) for side in sides for one in side.records.values()]
-    return any(found and found["steady"] and found["steady"]["cut"] for found in ran)
+    # A result of an older version does not tell.
+    return any(found and found.get("steady") and found["steady"]["cut"] for found in ran)
 
 
 def _lacking(metric: Metric, first: Side, other: Side, ours: Any, theirs: Any) -> str:

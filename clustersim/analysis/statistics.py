@@ -330,10 +330,19 @@ def digits(value: float, half_width: float | None) -> str:
     if not isfinite(value):
         return "-"
     if not half_width or not isfinite(half_width):
-        return f"{value:,.{_EXACT}g}" if not half_width else "-"
+        return _significant(value, _EXACT) if not half_width else "-"
     place = _place(half_width)
     rounded = round(value, place)
     return f"{rounded + 0.0:,.{max(place, 0)}f}"
+
+
+def _significant(value: float, count: int) -> str:
+    """So many significant digits, without an exponent where that is readable."""
+    if not 1e-4 <= abs(value) < 1e15:
+        return f"{value:.{count}g}"
+    place = count - 1 - floor(log(abs(value), 10))
+    text = f"{round(value, place):,.{max(place, 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def said_half_width(half_width: float) -> str:

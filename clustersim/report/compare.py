@@ -65,7 +65,7 @@ def said_percent(found: Mapping[str, Any], ours: float) -> str:
     share = 100 * found["value"] / abs(ours)
     half = found["half_width"]
     if half is None or not half:
-        return f"{share:+.3g}%" if share else "0%"
+        return f"{float(f'{share:.3g}'):+,g}%" if share else "0%"
     # Sign from the number: what rounds to zero has none.
     text = digits(share, 100 * half / abs(ours))
     return f"{'+' if share > 0 and text.strip('0.') else ''}{text}%"

@@ -184,6 +184,10 @@ class Bench:
         """How many cases have been run or were kept."""
         return len(self._done)
 
+    def has(self, key: str) -> bool:
+        """Whether the case of that key is done."""
+        return key in self._done
+
     def run(
         self, cases: Sequence[Case], tell: Tell = lambda done, all_: None
     ) -> Iterator[tuple[int, Outcome]]:

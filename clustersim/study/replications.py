@@ -19,7 +19,7 @@ from clustersim.analysis.statistics import LEVEL, mean_interval
 from clustersim.errors import ClustersimError, ResultError
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.writing import scenario_hash, to_toml
-from clustersim.study.cases import Base, Bench, Case, Tell, variant, write_whole
+from clustersim.study.cases import Base, Bench, Case, Tell, key_of, variant, write_whole
 from clustersim.study.run import load, run_scenario
 from clustersim.trace.plain import json_text, plain, read_json
 from clustersim.trace.results import SCENARIO, SUMMARY, check_place
@@ -27,8 +27,6 @@ from clustersim.trace.results import SCENARIO, SUMMARY, check_place
 QUESTION = "seeds"
 KEPT = "cases.jsonl"
 SUMMARIES = "summaries"
-#: More replications than this would be a mistake in typing.
-MOST = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +96,13 @@ def replication(scenario: Scenario) -> dict[str, Any]:
 
 
 def done(plan: Plan) -> int:
-    """How many replications are kept already."""
-    try:
-        return len((plan.folder / KEPT).read_text(encoding="utf-8").splitlines())
-    except OSError:
+    """How many replications are kept already, by this version of the program."""
+    path = plan.folder / KEPT
+    if not path.is_file():
         return 0
+    keys = {key_of(case.scenario) for case in plan.cases() if case.scenario is not None}
+    with Bench(1, path, resume=True) as bench:
+        return sum(bench.has(key) for key in keys)
 
 
 def is_replications(folder: Path) -> bool:
