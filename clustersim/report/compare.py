@@ -82,6 +82,12 @@ def said_difference(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return f"{'better' if better else 'worse'}, {verdict}"
 
 
+def said_part(part: Mapping[str, Any]) -> str:
+    """A part's share of the whole difference; nothing where there is none."""
+    share = part["share"]
+    return "" if share is None else said_share(share).replace("-0.0%", "0.0%")
+
+
 def said_value(value: Any) -> str:
     """A value of a scenario: quantities in units that read well, what is not set as a dash."""
     if value is None:
@@ -175,7 +181,7 @@ def _show_explained(side: str, one: Mapping[str, Any], console: Console) -> None
         [
             part["cause"], said_seconds(part["a"], part), said_seconds(part["b"], part),
             said_change(part["difference"], "time"),
-            "" if part["share"] is None else said_share(part["share"]), Text(part["words"], "dim"),
+            said_part(part), Text(part["words"], "dim"),
         ]
         for part in parts[:_CAUSES]
     ]  # fmt: skip

@@ -17,12 +17,13 @@ from clustersim.report.compare import (
     said_difference,
     said_explained,
     said_interval,
+    said_part,
     said_percent,
     said_runs,
     said_seconds,
     said_value,
 )
-from clustersim.report.page import printable, said_share
+from clustersim.report.page import printable
 
 Found = Mapping[str, Any]
 
@@ -174,7 +175,7 @@ def _explained(side: str, one: Found) -> str:
             part["cause"].replace("_", " "),
             _cell(said_seconds(part["a"], part)), _cell(said_seconds(part["b"], part)),
             _cell(said_change(part["difference"], "time")),
-            _cell("" if part["share"] is None else said_share(part["share"])),
+            _cell(said_part(part)),
             f"<td>{_diverging(part, longest)}</td>", _cell(part["words"], "words"),
         )
         for part in one["parts"]
