@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from clustersim.analysis.cause import cause_notes
+from clustersim.analysis.compare import exposed_exchange
 from clustersim.analysis.culprits import hottest, worst_gpu
 from clustersim.errors import ClustersimError, ResultError, ScenarioError
 from clustersim.plan.memory import does_not_fit
@@ -108,12 +109,6 @@ def figures_of(scenario: Scenario) -> Figures:
     summary, trace = result.summary, result.trace.raw
     experts = summary["experts"] or {}
     steps = sum(phase["steps"] for phase in summary["phases"].values())
-    exposed = sum(
-        phase["steps"] * (part["busy"] + part["wait"])
-        for phase in summary["phases"].values()
-        for part in phase["parts"]
-        if part["kind"] == "exchange" and part["stream"] == "compute"
-    )
     found: Figures = plain(
         {
             "tokens_per_second": summary["throughput"]["total_tokens_per_second"],
@@ -122,7 +117,7 @@ def figures_of(scenario: Scenario) -> Figures:
             "imbalance": experts.get("imbalance"),
             "queue_wait": experts.get("queue_wait"),
             "dropped": experts.get("dropped"),
-            "exposed_exchange": exposed / steps if steps else None,
+            "exposed_exchange": exposed_exchange(summary),
             "cause": next(cause_notes(summary["cause"]), None),
             "worst_gpu": worst_gpu(trace),
             "hottest": hottest(trace),
@@ -190,6 +185,10 @@ class Bench:
     def done(self) -> int:
         """How many cases have been run or were kept."""
         return len(self._done)
+
+    def has(self, key: str) -> bool:
+        """Whether the case of that key is done."""
+        return key in self._done
 
     def run(
         self, cases: Sequence[Case], tell: Tell = lambda done, all_: None
