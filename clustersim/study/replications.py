@@ -101,7 +101,7 @@ def done(plan: Plan) -> int:
     if not path.is_file():
         return 0
     keys = {key_of(case.scenario) for case in plan.cases() if case.scenario is not None}
-    with Bench(1, path, resume=True) as bench:
+    with Bench(1, path, resume=True, work=replication) as bench:
         return sum(bench.has(key) for key in keys)
 
 
