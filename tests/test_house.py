@@ -70,7 +70,7 @@ TYPES_ONLY = {("trace/tables.py", name) for name in ("pandas", "polars", "pyarro
 LAZY: dict[tuple[str, str], str] = {
     **{
         (f"cli/{file}.py", ""): "a command imports only what it needs, so that --help is quick"
-        for file in ("__init__", "output", "rebalance", "stress", "trace", "why")
+        for file in ("__init__", "output", "rebalance", "report", "stress", "trace", "why")
     },
     ("trace/tables.py", "polars"): "not a dependency; whoever has it may use it",
     ("spec/positions.py", "tree_sitter"): "needed only where there is a mistake to be located",

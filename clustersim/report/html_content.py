@@ -16,17 +16,15 @@ from clustersim.report.html_parts import Missing
 
 
 @dataclass(frozen=True, slots=True)
-class Why:
-    """What steps are made of and what could make them shorter.
+class Bounds:
+    """What could make steps shorter.
 
     bounds       as `what_if.bounds` gives them
     unexplained  s by which recorded times are off from what the graph says, at most
-    shares       as `critical_path.shares` gives them; None where no whole step was recorded
     """
 
     bounds: Sequence[Bound]
     unexplained: float
-    shares: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +75,7 @@ class Content:
     samples        as `latency.samples` gives them
     waits          phase → s that tokens stood in queues, and their numbers
     experts        load and wait by layer and expert, and `expert_queues.copies`
+    shares         of critical paths by cause, as `critical_path.shares` gives them
     stragglers     as `stragglers.stragglers` gives them
     prices         as `prices.by_operator` gives them
     faults         rows of that table: kind, place, start, end, factor
@@ -93,7 +92,8 @@ class Content:
     summary: Mapping[str, Any]
     scenario: str
     samples: Mapping[str, np.ndarray]
-    why: Why | Missing
+    shares: Mapping[str, Any] | Missing
+    bounds: Bounds | Missing
     step: OneStep | Missing
     load: Load | Missing
     links: LinkUse | Missing

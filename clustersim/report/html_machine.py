@@ -326,7 +326,7 @@ def _expert_map(content: Content) -> Figure:
     head = ["", "tokens", "busiest expert", "its load", "least load", "longest mean wait"]
     says = (
         f"Tokens that came to each expert of each layer over the run, beside the mean of the layer’s experts "
-        f"(white is the mean). The busiest is expert {expert} of {layers[layer]} with "
+        f"(neutral is the mean). The busiest is expert {expert} of {layers[layer]} with "
         f"{found.load[layer, expert]:.2f} times the mean."
     )
     height = int(min(max(150 + 18 * len(layers), 240), 720))

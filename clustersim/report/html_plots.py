@@ -219,15 +219,27 @@ def over_time(
             "x1": min(end, longest) / factor,
             "y0": 0,
             "y1": 1,
-            "fillcolor": colour("imbalance"),
-            "opacity": 0.12,
+            "fillcolor": colour("muted"),
+            "opacity": 0.15,
+            "layer": "below",
             "line": {"width": 0},
         }
-        for begin, end in shaded
+        for begin, end in _joined(shaded)
     ]
     x = axis(f"simulated time ({unit})", range=[0, longest / factor])
     y = axis(title, rangemode="tozero", fixedrange=True)
     return {"data": data, "layout": layout(360, x, y, shapes=marks, showlegend=True)}
+
+
+def _joined(times: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Intervals of which those that overlap are one."""
+    found: list[tuple[float, float]] = []
+    for begin, end in sorted(times):
+        if found and begin <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], end)
+        else:
+            found.append((begin, end))
+    return found
 
 
 def line(
@@ -249,8 +261,8 @@ def line(
 def bars_in_time(pieces: Sequence[Mapping[str, Any]], rows: Sequence[str], latency: float) -> Plot:
     """What ranks did, as bars in rows.
 
-    pieces   row, name (of the legend), colour, width (share of the row), start and seconds (s, since the
-             beginning), words (of the label)
+    pieces   row, name and told (in the legend, and whether), colour, width (share of the row), start and
+             seconds (s, since the beginning), words (of the label)
     rows     from top to bottom
     latency  s, the end of the axis
     """
@@ -263,6 +275,8 @@ def bars_in_time(pieces: Sequence[Mapping[str, Any]], rows: Sequence[str], laten
             "type": "bar",
             "orientation": "h",
             "name": name,
+            "legendgroup": group[0]["colour"],
+            "showlegend": group[0]["told"],
             "y": [piece["row"] for piece in group],
             "x": short([piece["seconds"] / factor for piece in group], 4),
             "base": short([piece["start"] / factor for piece in group], 7),
@@ -320,7 +334,8 @@ def against(
         "x1": recorded / factor,
         "y0": 0,
         "y1": 1,
-        "line": {"color": colour("ink"), "width": 1.5, "dash": "dot"},
+        "layer": "below",
+        "line": {"color": colour("muted"), "width": 1.5, "dash": "dot"},
     }
     y = {"type": "category", "autorange": "reversed", "fixedrange": True, "ticksuffix": "  "}
     most = max(*seconds, recorded) / factor * 1.08

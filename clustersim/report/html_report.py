@@ -8,7 +8,7 @@ from typing import Any
 from clustersim.analysis.critical_path import CAUSES
 from clustersim.analysis.latency import distribution
 from clustersim.report.html import page
-from clustersim.report.html_content import Content, Why
+from clustersim.report.html_content import Bounds, Content
 from clustersim.report.html_machine import experts, gpus, links, troubles
 from clustersim.report.html_parts import (
     Figure,
@@ -38,6 +38,8 @@ _COLUMNS = ("mean", "p50", "p90", "p95", "p99", "max")
 #: Operators that get a bar of their own.
 _OPERATORS = 14
 _STRAGGLERS = 10
+#: Share of a step from which on being idle is drawn.
+_WORTH_A_BAR = 0.0005
 #: Letters of one line of a scenario; what is packed into it for machines is cut.
 _LONGEST_LINE = 4000
 
@@ -188,11 +190,11 @@ def _distributed(content: Content, name: str, title: str, keys: Sequence[str]) -
         found = distribution(values)
         assert found is not None
         rows.append([what, *(time(found[column]) for column in _COLUMNS), f"{found['count']:,}"])
-        said.append(f"{what} {time(found['p50'])} and {time(found['p99'])}")
+        said.append(f"{what} {time(found['p50'])}, {time(found['p99'])}")
     return Figure(
         name,
         title,
-        f"Share of them that took at most so long. Half take at most, and 99 in 100: {'; '.join(said)}.",
+        f"Share of them that took at most so long. Median and 99th percentile: {'; '.join(said)}.",
         distributions({what: (values, None) for what, values in samples.items()}, "time taken"),
         Table(["", *_COLUMNS, "count"], rows),
         open=True,
@@ -206,10 +208,8 @@ def _time(content: Content) -> Section:
     parts: list[str | Table | Figure | Missing] = [
         _operators(phase, found) for phase, found in content.summary["phases"].items()
     ]
-    if isinstance(content.why, Missing):
-        parts.append(content.why)
-    elif content.why.shares is not None:
-        parts += [_causes(content.why.shares)]
+    shares = content.shares
+    parts.append(shares if isinstance(shares, Missing) else _causes(shares))
     if content.stragglers:
         parts += ["<h3>Who was waited for</h3>", _stragglers(content.stragglers)]
     return Section("time", "Where a step’s time goes", parts)
@@ -225,20 +225,26 @@ def _operators(phase: str, found: Mapping[str, Any]) -> Figure:
         shown.append((f"{len(others)} others", busy, wait))
     idle = max(period - sum(part["busy"] + part["wait"] for part in inline), 0.0)
     kinds = {part["operator"]: part["kind"] for part in inline}
-    names = [*(name for name, _, _ in shown), "idle"]
+    if idle > _WORTH_A_BAR * period:
+        shown.append(("idle", 0.0, 0.0))
+    names = [name for name, _, _ in shown]
 
     def sizes(kind: str) -> list[float]:
-        return [*(busy if kinds.get(name, "compute") == kind else 0.0 for name, busy, _ in shown), 0.0]
+        return [busy if kinds.get(name, "compute") == kind else 0.0 for name, busy, _ in shown]
 
     factor, unit = unit_of(max(max((busy + wait for _, busy, wait in shown), default=0.0), idle))
     bars = {
         "computing": ("compute", sizes("compute")),
         "exchanging": ("exchange", sizes("exchange")),
-        "waiting for others": ("wait", [*(wait for _, _, wait in shown), 0.0]),
-        "idle": ("idle", [0.0] * len(shown) + [idle]),
+        "waiting for others": ("wait", [wait for _, _, wait in shown]),
+        "idle": ("idle", [idle if name == "idle" else 0.0 for name in names]),
     }
     bars = {name: bar for name, bar in bars.items() if any(bar[1]) or name == "computing"}
-    rows = [[name, time(busy), time(wait), _share(busy + wait, period)] for name, busy, wait in shown]
+    rows = [
+        [name, time(busy), time(wait), _share(busy + wait, period)]
+        for name, busy, wait in shown
+        if name != "idle"
+    ]
     rows.append(["idle", "", time(idle), _share(idle, period)])
     rows += [
         [f"{part['operator']} (beside, on {part['stream']})", time(part["busy"]), time(part["wait"]), ""]
@@ -249,7 +255,7 @@ def _operators(phase: str, found: Mapping[str, Any]) -> Figure:
     says = (
         f"A {phase} step costs {time(period)}: the time of a GPU in it by operator, mean over all GPUs and "
         f"{_counted(found['steps'], 'step')}. Most goes to {most[0]}, {time(most[1] + most[2])} "
-        f"({_share(most[1] + most[2], period)}); without work a GPU is for {time(idle)}."
+        f"({_share(most[1] + most[2], period)}); a GPU is without work for {time(idle)}."
     )
     return Figure(
         f"operators-{phase}",
@@ -341,14 +347,14 @@ def _bounds(content: Content) -> Section:
     floors, step = content.summary["bounds"], content.summary["latency"]["step"]
     if floors is None or step is None:
         return Section("bounds", "The bounds", [Missing("No step was finished in this run.")])
-    why = content.why
-    parts: list[str | Table | Figure | Missing] = [_bars(floors, step["mean"], why)]
-    if isinstance(why, Missing):
-        parts.append(why)
+    found = content.bounds
+    parts: list[str | Table | Figure | Missing] = [_bars(floors, step["mean"], found)]
+    if isinstance(found, Missing):
+        parts.append(found)
     else:
-        parts.append(bullets([f"{_plain(one.name)}: {one.words}." for one in why.bounds]))
-        if why.unexplained > 0:
-            off = time(why.unexplained)
+        parts.append(bullets([f"{_plain(one.name)}: {one.words}." for one in found.bounds]))
+        if found.unexplained > 0:
+            off = time(found.unexplained)
             parts.append(
                 paragraph(
                     f"What the recorded graph does not explain keeps its length, {off} at most.", "note"
@@ -357,10 +363,10 @@ def _bounds(content: Content) -> Section:
     return Section("bounds", "The bounds", parts)
 
 
-def _bars(floors: Mapping[str, Any], mean: float, why: Why | Missing) -> Figure:
+def _bars(floors: Mapping[str, Any], mean: float, found: Bounds | Missing) -> Figure:
     names, seconds, tints, words = ["as recorded"], [mean], ["ink"], ["mean step of this run"]
     rows = [["as recorded", time(mean), "1 x", "", "", ""]]
-    for one in [] if isinstance(why, Missing) else why.bounds:
+    for one in [] if isinstance(found, Missing) else found.bounds:
         names.append(_plain(one.name))
         seconds.append(one.seconds)
         tints.append("compute")
@@ -405,7 +411,7 @@ def _bars(floors: Mapping[str, Any], mean: float, why: Why | Missing) -> Figure:
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace("nvlink", "NVLink")
 
 
 # ---- prices -------------------------------------------------------------------------------------
@@ -419,8 +425,7 @@ def _prices(content: Content) -> Section:
     rows = [
         [
             one["operator"],
-            one["kernel"],
-            one["format"],
+            f"{one['kernel']} ({one['format']})",
             one["basis"] or "data sheet",
             one["origin"],
             said_share(one["share"]),
@@ -430,7 +435,7 @@ def _prices(content: Content) -> Section:
         for one in content.prices
     ]
     head = [
-        "operator", "kernel", "format", "measured table", "origin", "of the computing time",
+        "operator", "kernel", "measured table", "origin", "of the computing time",
         "octaves outside", "operators",
     ]  # fmt: skip
     said = ", ".join(f"{name} {said_share(share)}" for name, share in shares.items() if share > 0)
@@ -446,7 +451,7 @@ def _prices(content: Content) -> Section:
         ),
     )
     words = "Octaves outside: how many factors of two a call lies beyond what was measured, at most."
-    every = Table(head, rows, left=(0, 1, 2, 3, 4))
+    every = Table(head, rows, left=(0, 1, 2, 3))
     return Section("prices", "How computing was priced", [figure, every, paragraph(words, "note")])
 
 

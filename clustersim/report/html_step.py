@@ -69,7 +69,7 @@ def one_step(content: Content) -> Section:
 
 def _timeline(step: OneStep) -> Figure:
     path = step.path
-    pieces = [*_on_path(path.parts, path.start), *_on_gpus(step)]
+    pieces = [*_on_gpus(step), *_on_path(path.parts, path.start)]
     rows = [_PATH, *dict.fromkeys(piece["row"] for piece in pieces if piece["row"] != _PATH)]
     seconds = path.seconds()
     longest = sorted(seconds, key=lambda cause: -seconds[cause])[:3]
@@ -108,7 +108,9 @@ def _on_path(parts: Sequence[Part], start: float) -> list[dict[str, Any]]:
     return [
         {
             "row": _PATH,
-            "name": f"path: {CAUSE_NAMES[run[0].cause]}",
+            "name": f"{CAUSE_NAMES[run[0].cause]} ",
+            # Computing and bytes on links have the colours of GPUs that compute and exchange.
+            "told": run[0].cause not in _STATES,
             "colour": run[0].cause,
             "width": 0.8,
             "start": run[0].start - start,
@@ -139,6 +141,7 @@ def _on_gpus(step: OneStep) -> list[dict[str, Any]]:
             {
                 "row": label(f"{step.ranks[piece['rank']]}{beside}"),
                 "name": name,
+                "told": True,
                 "colour": tint,
                 "width": width,
                 "start": begin - start,

@@ -24,8 +24,8 @@ from clustersim.analysis.slices import slice_of
 from clustersim.analysis.stragglers import stragglers
 from clustersim.analysis.utilization import STATES
 from clustersim.analysis.what_if import bounds_of
-from clustersim.errors import ResultError
-from clustersim.report.html_content import Content, Load, OneStep, Why
+from clustersim.errors import NotRecordedError, ResultError
+from clustersim.report.html_content import Bounds, Content, Load, OneStep
 from clustersim.report.html_parts import Missing
 from clustersim.report.html_report import report_page
 from clustersim.study.inspecting import Opened
@@ -106,7 +106,8 @@ def content_of(opened: Opened, step: int | None = None, gpus: Sequence[str] = ()
         summary=summary,
         scenario=opened.scenario_text,
         samples=samples(trace),
-        why=_or_missing(lambda: _why(trace)),
+        shares=_or_missing(lambda: _shares(trace)),
+        bounds=_or_missing(lambda: _bounds(trace)),
         step=chosen,
         load=_or_missing(lambda: _load(trace, chosen)),
         links=_or_missing(lambda: over_time.link_use(trace, _MOST_BINS)),
@@ -125,7 +126,7 @@ def _or_missing(ask: Callable[[], Found]) -> Found | Missing:
     """The answer, or what the result lacks for it."""
     try:
         return ask()
-    except ResultError as error:
+    except NotRecordedError as error:
         said = str(error)
         return Missing(said[:1].upper() + said[1:] + ("" if said.endswith(".") else "."))
 
@@ -139,9 +140,16 @@ def _description(opened: Opened) -> str:
         return ""
 
 
-def _why(trace: Trace) -> Why:
+def _shares(trace: Trace) -> Mapping[str, Any]:
+    found = Paths(trace).shares()
+    if found is None:
+        raise NotRecordedError("no step was recorded to its end, so none has a critical path")
+    return found
+
+
+def _bounds(trace: Trace) -> Bounds:
     graph = Graph(trace)
-    return Why(bounds_of(graph), graph.unexplained(), Paths(trace).shares())
+    return Bounds(bounds_of(graph), graph.unexplained())
 
 
 # ---- one step -----------------------------------------------------------------------------------
@@ -155,21 +163,18 @@ def _step(trace: Trace, asked: int | None, gpus: Sequence[int]) -> OneStep | Mis
 
 
 def _slowest(trace: Trace) -> int:
-    over_time.spans_of(trace)
-    passes, steps = trace.tables["token_batches"], trace.tables["steps"]
-    there = np.isin(numbers(passes, "token_batch"), np.unique(numbers(trace.tables["spans"], "token_batch")))
-    number = numbers(steps, "step")
-    some = np.flatnonzero(np.isin(number, numbers(passes, "step")[there]))
-    if not len(some):
-        raise ResultError("no spans of a finished step were recorded, so none can be drawn")
-    took = (numbers(steps, "end") - numbers(steps, "start"))[some]
-    return int(number[some[int(np.argmax(took))]])
+    steps, known = trace.tables["steps"], Paths(trace).recorded_steps()
+    if not known:
+        raise NotRecordedError("no spans of a finished step were recorded, so none can be drawn")
+    number, took = numbers(steps, "step"), numbers(steps, "end") - numbers(steps, "start")
+    some = np.flatnonzero(np.isin(number, known))
+    return int(number[some[int(np.argmax(took[some]))]])
 
 
 def _told(trace: Trace, number: int, chosen: str, gpus: Sequence[int]) -> OneStep:
     path = Paths(trace).step(number)
     if not path.latency > 0:
-        raise ResultError(f"step {number} took no time, so there is nothing to draw")
+        raise NotRecordedError(f"step {number} took no time, so there is nothing to draw")
     steps = trace.tables["steps"]
     row = int(np.argmax(numbers(steps, "step") == number))
     ranks = list(dict.fromkeys(gpus)) or _explaining(trace, path)
