@@ -237,7 +237,9 @@ def test_of_a_part_of_a_run_the_rest_is_unknown_and_not_idle(tmp_path: Path) -> 
     assert isinstance(content.load, Load)
     shares = content.load.uses["whole run"].shares
     assert np.isnan(shares).any() and not np.isnan(shares).all()
-    data = Page(report_page(content)).data
+    found = Page(report_page(content))
+    data = found.data
+    assert "What is empty was not recorded." in found.words
     trace = next(one for one in data["figures"] if one["name"] == "gpu-map")["data"][0]["packed"]
     assert 255 in b64decode(trace["bytes"])
 

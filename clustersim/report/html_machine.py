@@ -133,12 +133,14 @@ def _gpu_map(load: Load, table: Table, every: Sequence[Mapping[str, Any]]) -> Fi
                 }
             )
     each = "" if load.ranks == 1 else f"; a row is the mean of {load.ranks} ranks"
+    unknown = any(np.isnan(use.shares).any() for use in uses.values())
+    gaps = " What is empty was not recorded." if unknown else ""
     moment = time(float(whole.edges[1] - whole.edges[0]))
     says = (
         f"GPUs downwards by rank{' and pipeline stage' if crowded else ''}, simulated time to the right: the "
         f"share of each moment ({moment} wide) in which a GPU computes, "
-        f"exchanges, waits for others or is idle{each}. Over the run, in the mean: {_means(every)}. Drag to "
-        "zoom, double-click for all."
+        f"exchanges, waits for others or is idle{each}. Over the run, in the mean: {_means(every)}.{gaps} "
+        "Drag to zoom, double-click for all."
     )
     rows = len(load.rows) * load.ranks
     height = int(min(max(90 + 16 * len(load.rows), 240), 640))

@@ -435,7 +435,7 @@ def _prices(content: Content) -> Section:
         for one in content.prices
     ]
     head = [
-        "operator", "kernel", "measured table", "origin", "of the computing time",
+        "operator", "kernel", "measured table", "origin", "share",
         "octaves outside", "operators",
     ]  # fmt: skip
     said = ", ".join(f"{name} {said_share(share)}" for name, share in shares.items() if share > 0)
@@ -450,7 +450,7 @@ def _prices(content: Content) -> Section:
             left=(0, 2),
         ),
     )
-    words = "Octaves outside: how many factors of two a call lies beyond what was measured, at most."
+    words = "Share: of the computing time of all GPUs. Octaves outside: how many factors of two a call lies beyond what was measured, at most."
     every = Table(head, rows, left=(0, 1, 2, 3))
     return Section("prices", "How computing was priced", [figure, every, paragraph(words, "note")])
 
