@@ -451,8 +451,8 @@ def _prices(content: Content) -> Section:
         ),
     )
     words = (
-        "Share: of the computing time of all GPUs. Octaves outside: how many factors of two a call lies beyond "
-        "what was measured, at most."
+        "Share: of the computing time of all GPUs. Octaves outside: how many factors of two a call lies "
+        "beyond what was measured, at most."
     )
     every = Table(head, rows, left=(0, 1, 2, 3))
     return Section("prices", "How computing was priced", [figure, every, paragraph(words, "note")])
