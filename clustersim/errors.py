@@ -22,6 +22,10 @@ class ResultError(ClustersimError):
     """A result folder that is missing, damaged or not ours."""
 
 
+class NotRecordedError(ResultError):
+    """What a result does not hold because the run was not asked to record it, or an older version did not."""
+
+
 class StuckError(ClustersimError):
     """A run that can never end: something waits for what will not come."""
 

@@ -207,10 +207,19 @@ class Paths:
 
     def _recorded_steps(self) -> list[int]:
         """Rows of the steps whose last pass has spans."""
-        passes = self.trace.tables["token_batches"]
-        there = np.isin(numbers(passes, "token_batch"), list(self._blocks_of))
-        steps = np.unique(numbers(passes, "step")[there])
-        return [int(i) for i in np.flatnonzero(np.isin(numbers(self.trace.tables["steps"], "step"), steps))]
+        passes, steps = self.trace.tables["token_batches"], self.trace.tables["steps"]
+        ends = dict(zip(numbers(steps, "step").tolist(), numbers(steps, "end").tolist(), strict=True))
+        of, batch = (numbers(passes, name).tolist() for name in ("step", "token_batch"))
+        there = {
+            step
+            for step, one, end in zip(of, batch, numbers(passes, "end").tolist(), strict=True)
+            if one in self._blocks_of and ends.get(step) == end
+        }
+        return [row for row, step in enumerate(numbers(steps, "step").tolist()) if step in there]
+
+    def recorded_steps(self) -> list[int]:
+        """Numbers of the steps that have a critical path: whose last pass has spans."""
+        return [int(numbers(self.trace.tables["steps"], "step")[row]) for row in self._recorded_steps()]
 
     @cached_property
     def _blocks_of(self) -> dict[int, list[Block]]:

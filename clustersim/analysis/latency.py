@@ -50,13 +50,18 @@ def _weighted_quantiles(values: np.ndarray, weights: np.ndarray, levels: np.ndar
 
 def latencies(trace: Trace) -> dict[str, Distribution | None]:
     """Distributions, in seconds, of step, token_batch, tpot, ttft and request (arrival to finish)."""
+    return {name: distribution(values) for name, values in samples(trace).items()}
+
+
+def samples(trace: Trace) -> dict[str, np.ndarray]:
+    """What `latencies` distributes: name → float64[n] s, in the order of their tables."""
     steps, passes, requests = (trace.tables[name] for name in ("steps", "token_batches", "requests"))
     return {
-        "step": distribution(numbers(steps, "end") - numbers(steps, "start")),
-        "token_batch": distribution(numbers(passes, "end") - numbers(passes, "start")),
-        "tpot": distribution(tpot(requests)),
-        "ttft": distribution(ttft(requests)),
-        "request": distribution(numbers(requests, "finish") - numbers(requests, "arrival")),
+        "step": numbers(steps, "end") - numbers(steps, "start"),
+        "token_batch": numbers(passes, "end") - numbers(passes, "start"),
+        "tpot": tpot(requests),
+        "ttft": ttft(requests),
+        "request": numbers(requests, "finish") - numbers(requests, "arrival"),
     }
 
 

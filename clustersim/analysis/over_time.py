@@ -10,7 +10,7 @@ import numpy as np
 from clustersim.analysis.columns import is_word, ratio
 from clustersim.analysis.latency import numbers, words
 from clustersim.analysis.utilization import STATES
-from clustersim.errors import ResultError
+from clustersim.errors import NotRecordedError, ResultError
 from clustersim.trace.record import Columns, Trace
 
 Window = tuple[float, float]
@@ -143,7 +143,7 @@ def link_use(trace: Trace, bins: int, window: Window | None = None) -> LinkUse:
     size = len(numbers(links, "link"))
     start, end = numbers(table, "start"), numbers(table, "end")
     if not len(start) and numbers(links, "bytes").any():
-        raise ResultError(
+        raise NotRecordedError(
             "what links carried over time is not in this result, which an older version recorded; "
             "run the scenario again"
         )
@@ -202,7 +202,7 @@ def spans_of(trace: Trace) -> Columns:
     """
     spans = trace.tables["spans"]
     if not len(spans["rank"]):
-        raise ResultError(
+        raise NotRecordedError(
             "no spans were recorded in this result, so when each operator ran is not known; "
             "run the scenario with --set trace.level=spans"
         )

@@ -37,6 +37,28 @@ def prices(trace: Trace) -> dict[str, Any] | None:
     return {"shares": shares, "bases": _bases(basis, seconds / whole), "beyond": _beyond(trace, whole)}
 
 
+def by_operator(trace: Trace) -> list[dict[str, Any]]:
+    """How each operator was priced, the longest computing time first.
+
+    Returns  operator, kernel, format, basis, origin, count (priced so, over all ranks), seconds (added up
+             over all ranks), share of all computing, octaves (the furthest beyond what was measured)
+    """
+    table = trace.tables["prices"]
+    names = ("operator", "kernel", "format", "basis", "origin")
+    found: dict[tuple[str, ...], list[float]] = {}
+    amounts = [numbers(table, name).tolist() for name in ("count", "seconds", "outside")]
+    for *key, count, seconds, outside in zip(*(words(table, n) for n in names), *amounts, strict=True):
+        held = found.setdefault(tuple(key), [0, 0.0, 0.0])
+        found[tuple(key)] = [held[0] + count, held[1] + seconds, max(held[2], outside)]
+    whole = sum(seconds for _, seconds, _ in found.values())
+    return [
+        dict(zip(names, key, strict=True))
+        | {"count": count, "seconds": seconds, "share": seconds / whole if whole else 0.0}
+        | {"octaves": outside}
+        for key, (count, seconds, outside) in sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
+    ]
+
+
 def _bases(basis: np.ndarray, share: np.ndarray) -> list[dict[str, Any]]:
     names = sorted(set(basis.tolist()))
     each = {name: float(share[basis == name].sum()) for name in names}

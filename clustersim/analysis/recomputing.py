@@ -15,7 +15,7 @@ import numpy as np
 from clustersim.analysis.latency import numbers
 from clustersim.analysis.path_words import Facts
 from clustersim.analysis.span_blocks import Block, Spans, spans_of
-from clustersim.errors import ResultError
+from clustersim.errors import NotRecordedError
 from clustersim.trace.record import Trace
 
 #: Ways of an exchange in which each rank sends when it is ready and waits for its own senders only.
@@ -34,7 +34,7 @@ class Graph:
         self.spans: Spans = spans_of(trace)
         self.facts = Facts(trace, self.spans)
         if not all(block.whole for block in self.spans.blocks):
-            raise ResultError(
+            raise NotRecordedError(
                 "only a window of some passes was recorded; bounds need whole passes: record them with "
                 "trace.steps instead of trace.window"
             )

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from clustersim.analysis.latency import numbers
-from clustersim.errors import ResultError
+from clustersim.errors import NotRecordedError
 from clustersim.trace.record import Columns, Text, Trace
 
 #: By which a rank may seem slower than priced because its sums are rounded.
@@ -124,7 +124,7 @@ def spans_of(trace: Trace) -> Spans:
     """
     table = trace.tables["spans"]
     if not len(numbers(table, "span")):
-        raise ResultError(
+        raise NotRecordedError(
             "this result holds no spans, from which causes are read; run the scenario again with "
             '--set trace.level="spans"'
         )

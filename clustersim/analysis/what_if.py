@@ -15,7 +15,7 @@ import numpy as np
 from clustersim.analysis.latency import numbers, words
 from clustersim.analysis.recomputing import Graph
 from clustersim.analysis.span_blocks import Block
-from clustersim.errors import ResultError
+from clustersim.errors import NotRecordedError
 from clustersim.trace.record import Trace
 
 #: Links between these are NVLink, or what a server has in its place; others are the network, and cards.
@@ -309,7 +309,7 @@ def bounds_of(graph: Graph) -> list[Bound]:
     recorded = graph.steps(graph.spans.met, graph.spans.end)
     whole = ~np.isnan(recorded)
     if not whole.any():
-        raise ResultError("no step was recorded with all its passes; bounds need whole steps")
+        raise NotRecordedError("no step was recorded with all its passes; bounds need whole steps")
     found = []
     for name, change in CHANGES.items():
         answers = []

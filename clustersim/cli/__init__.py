@@ -26,6 +26,7 @@ from clustersim.cli.output import print_text as _print
 from clustersim.cli.output import progress as _progress
 from clustersim.cli.output import warn as _warn
 from clustersim.cli.rebalance import rebalance as _rebalance
+from clustersim.cli.report import report as _report
 from clustersim.cli.stress import stress as _stress
 from clustersim.cli.trace import trace as _trace
 
@@ -554,6 +555,7 @@ cli.add_command(_compare)
 cli.add_command(_stress)
 cli.add_command(_rebalance)
 cli.add_command(_trace)
+cli.add_command(_report)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
