@@ -17,6 +17,7 @@ from textwrap import indent
 from typing import Any
 
 import click
+from dag_page import dag_pages
 from kernels_page import kernel_pages
 from measure_page import measure_pages
 from network_page import network_pages
@@ -60,6 +61,7 @@ def pages() -> dict[str, str]:
         "validation-network.md": validation_page(),
         "validation-network.svg": drawing(),
         **network_pages(),
+        **dag_pages(),
         **kernel_pages(),
         **measure_pages(),
         **{f"commands/{name}.md": command_page(name, command) for name, command in cli.commands.items()},
@@ -67,35 +69,31 @@ def pages() -> dict[str, str]:
 
 
 def command_page(name: str, command: click.Command) -> str:
-    """One command as `--help` tells it, and under it those of which it is a group."""
-    under = command.commands if isinstance(command, click.Group) else {}
+    """One command as `--help` tells it, and those under it."""
     return "\n".join(
         [
             f"# clustersim {name}\n",
             _printed_from("clustersim/cli/"),
-            *_command_parts(name, command),
-            *(
-                part
-                for one in sorted(under)
-                for part in (f"## clustersim {name} {one}\n", *_command_parts(f"{name} {one}", under[one]))
-            ),
+            *_told(name, command),
             *([] if name != "price" else sizes_of_kernels()),
         ]
     )
 
 
-def _command_parts(name: str, command: click.Command) -> list[str]:
-    """How a command is called, what it does, and its options."""
+def _told(name: str, command: click.Command) -> list[str]:
     context = click.Context(command, info_name=name)
     usage = " ".join(command.collect_usage_pieces(context))
     options = [p for p in command.params if isinstance(p, click.Option)]
     rows = [(", ".join(f"`{spelling}`" for spelling in _spellings(p)), _meaning(p)) for p in options]
-    without = [] if isinstance(command, click.Group) else ["It has no options.\n"]
-    return [
-        f"    clustersim {name} {usage}\n",
-        f"{_blocks_indented(cleandoc(command.help or ''))}\n",
-        *([_table(("option", "what it does"), rows)] if rows else without),
-    ]
+    under = command.commands if isinstance(command, click.Group) else {}
+    parts = [f"    clustersim {name} {usage}\n", f"{_blocks_indented(cleandoc(command.help or ''))}\n"]
+    if rows:
+        parts.append(_table(("option", "what it does"), rows))
+    elif not under:
+        parts.append("It has no options.\n")
+    for word, below in under.items():
+        parts += [f"## clustersim {name} {word}\n", *_told(f"{name} {word}", below)]
+    return parts
 
 
 def _blocks_indented(text: str) -> str:

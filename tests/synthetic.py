@@ -63,6 +63,7 @@ def _rebalances(recorder: Recorder) -> None:
         observed=0.0,
         planned=[3.0, 7.0],
         ready=[3.0, 7.0],
+        outcome=["moved", "nothing_better"],
         began=[3.0, NAN],
         ended=[3.5, NAN],
         layers=[1, 0],
@@ -70,6 +71,7 @@ def _rebalances(recorder: Recorder) -> None:
         bytes=[8.0, 0.0],
         stopped=[0.5, 0.0],
         before=[1.5, 1.1],
+        wished=[1.0, 1.08],
         foreseen=[1.0, 1.1],
         after=[1.25, NAN],
         unmoved=[1.75, NAN],
@@ -90,6 +92,7 @@ def _prices(recorder: Recorder) -> None:
         count=[4, 3, 2],
         seconds=[5.0, 3.0, 2.0],
         outside=[0.0, 0.0, 1.5],
+        launch=[0.5, 0.3, 0.0],
     )
 
 
@@ -241,6 +244,7 @@ def _experts(recorder: Recorder) -> None:
         done=[2.5, 1.3, 6.0, 7.0],
         length=[3, 1, 0, 4],
         wait=[1.5, 0.1, 0.0, 4.0],
+        behind=[0.9, 0.0, 0.0, 1.0],
         wait_p50=[0.5, 0.1, NAN, 1.0],
         wait_p99=[0.5, 0.1, NAN, 1.0],
         wait_max=[1.0, 0.1, NAN, 2.0],

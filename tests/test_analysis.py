@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
+from scenarios import parallel, rail_tree, trace_of
+from scenarios import tiny as scenario
 from synthetic import CLAIM, FACTS, tiny
 
 from clustersim.analysis.experts import experts
@@ -217,10 +219,21 @@ def test_expert_queues_are_weighed_by_their_tokens() -> None:
         "p50": approx(0.5),
         "p99": approx(1.0),
         "max": approx(2.0),
+        "coming": approx(3.7 / 8),
+        "behind": approx(1.9 / 8),
     }
     # 5.6 token-seconds of waiting on two ranks in 10 s.
     assert found["queue_length"] == {"mean": approx(8 / 3), "max": 4, "over_time": approx(0.28)}
-    assert found["slowest"] == {"rank": 1, "layer": 0, "expert": 1, "mean": approx(4.1 / 5), "p99": 1.0}
+    # Rank 0: three tokens take 0.9 / 3 + 0.5 s; rank 1: one 0.2 s, four 0.25 + 1 s. Though the last waited
+    # longer for others still to come, that does not make their rank the slowest.
+    assert found["slowest"] == {
+        "rank": 1,
+        "layer": 0,
+        "expert": 1,
+        "coming": approx(3.1 / 5),
+        "behind": approx(1.0 / 5),
+        "service": approx((0.2 + 4 * 1.0) / 5),
+    }
     assert (found["service"]["p50"], found["service"]["max"]) == approx((0.5, 1.0))
     assert found["tokens"] == 8
 
@@ -239,7 +252,7 @@ def test_imbalance_is_what_a_loop_over_rows_says(seed: int, rows: int) -> None:
         if sum(of_rank.values())
     ]
     recorder = Recorder()
-    waits = ("wait", "wait_p50", "wait_p99", "wait_max")
+    waits = ("wait", "behind", "wait_p50", "wait_p99", "wait_max")
     times = dict.fromkeys(("first_arrival", "last_arrival", "served", "done", *waits), 0.0)
     places = {"token_batch": passes, "layer": layers, "rank": ranks, "ep_rank": ranks, "slot": 0, "expert": 0}
     recorder.rows("experts", **places, tokens=tokens, length=tokens, **times)
@@ -325,6 +338,8 @@ def test_the_bill_of_moving_experts_by_hand() -> None:
     summary = summarize(tiny(rebalances=True))
     found = summary["rebalancing"]
     assert (found["planned"], found["moved"], found["finished"], found["copies"]) == (2, 1, 1, 2)
+    assert found["idle"] == {"below_threshold": 0, "nothing_better": 1, "too_late": 0}
+    assert found["offered"] == {"before": 1.1, "wished": 1.08}
     assert (found["bytes"], found["moving"], found["stopped"], found["stopped_share"]) == (
         8.0,
         0.5,
@@ -397,6 +412,16 @@ def paths(value: Any, place: str = "") -> set[str]:
 def test_the_schema_names_exactly_the_keys_of_a_summary() -> None:
     whole = summarize(VARIANTS["whole"])
     compared = {**whole, "beside": set_beside("itself", whole, whole)}
+    # One cause has no layer, the other no places.
+    scattered = scenario(
+        rail_tree(2, 4),
+        deployment=parallel(dp=8),
+        model={"experts": 16, "layers": 8, "ffn": 512},
+        workload={"sequences": 256},
+        gating={"skew": "zipf"},
+    )
+    compared["cause"] = summarize(trace_of(scattered))["cause"]
+    assert compared["cause"].keys() == whole["cause"].keys()
     found = paths(compared) - {"gpus[].waited_for"}
     assert found == SCHEMA.keys()
 

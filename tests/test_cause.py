@@ -9,7 +9,8 @@ import pytest
 from pytest import approx
 from scenarios import parallel, rail_tree, single_server, table, tiny, trace_of
 
-from clustersim.analysis.cause import EXCHANGE, EXPERT, GPU, SHARD, cause, cause_notes
+from clustersim.analysis.cause import EXCHANGE, EXPERT, GPU, SHARD, SPREAD, cause, cause_notes
+from clustersim.analysis.hot_experts import AFTER_SERVICE
 from clustersim.analysis.summary import summarize
 from clustersim.trace.record import Trace
 
@@ -160,3 +161,99 @@ def test_a_model_without_experts_and_a_single_gpu_have_causes_or_none() -> None:
     assert cause(run(**sections)) is None
     alone = tiny(single_server(1), deployment=parallel(), faults=slow(0, 2.0))
     assert cause(trace_of(alone)) is None
+
+
+# ---- hot experts on many ranks ------------------------------------------------------------------
+
+#: Gatings whose hot experts lie on another rank in every layer, or in every step.
+SCATTERED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "hot": ({"skew": "hot", "hot_experts": 1, "hot_share": 0.5}, ["layer"]),
+    "zipf": ({"skew": "zipf"}, ["layer"]),
+    "gini": ({"skew": "gini", "gini": 0.6}, ["layer"]),
+    "drifting": ({"skew": "gini", "gini": 0.6, "motion": "drifting", "half_life": 10.0}, ["layer"]),
+    "rotating": (
+        {"skew": "hot", "hot_experts": 2, "motion": "rotating", "rotate_every": 1, "shuffle": False},
+        ["step"],
+    ),
+    "both": (
+        {"skew": "hot", "hot_experts": 2, "motion": "rotating", "rotate_every": 1},
+        ["layer", "step"],
+    ),
+}
+MANY = {"experts": 16, "layers": 12, "hidden": 256, "ffn": 512}
+
+
+@pytest.mark.parametrize("name", SCATTERED)
+def test_hot_experts_on_a_rank_of_their_own_in_every_layer_or_step_are_the_cause_together(name: str) -> None:
+    gating, moves = SCATTERED[name]
+    trace = run(model=MANY, gating=gating, workload={"decode_steps": 6})
+    found, steps = cause(trace), 6
+    assert found is not None and found["reasons"] == [SPREAD] and found["moves"] == moves
+    waits = table(trace, "waits")
+    served = np.isin(waits["operator"], ["combine"])
+    whole = waits["seconds"][served].sum() / 8 / steps
+    # Most of what is waited for after the service, and no more.
+    assert 0.5 * whole < found["wait"] <= whole * (1 + 1e-9)
+    assert found["share"] == approx(found["wait"] / summarize(trace)["phases"]["decode"]["period"])
+    # The loss is real: with even load a step takes less, by about that.
+    even = run(model=MANY, workload={"decode_steps": 6}).facts["simulated_seconds"] / steps
+    lost = trace.facts["simulated_seconds"] / steps - even
+    assert found["wait"] == approx(lost, rel=0.5) and 2 <= found["ranks"] <= 8
+    said = note(trace)
+    assert said.startswith("Hot experts are the bottleneck, on another rank from ")
+    worst = found["places"][0]
+    assert f"Worst is layer {worst['layer']}: expert {worst['expert']} on rank {worst['rank']} " in said
+    assert (found["layer"], found["rank"], found["expert"]) == tuple(
+        worst[key] for key in ("layer", "rank", "expert")
+    )
+
+
+def test_the_worst_place_is_the_one_whose_rank_is_done_latest() -> None:
+    trace = run(model=MANY, gating={"skew": "gini", "gini": 0.6}, workload={"decode_steps": 1})
+    found, queues = cause(trace), table(trace, "experts")
+    assert found is not None
+    late = {}
+    for layer in range(12):
+        here = queues["layer"] == layer
+        done = np.array([queues["done"][here & (queues["rank"] == rank)].max() for rank in range(8)])
+        late[layer, int(done.argmax())] = done.max() - done.mean()
+    three = sorted(late, key=lambda place: -late[place])[:3]
+    assert [(one["layer"], one["rank"]) for one in found["places"]] == three
+    for one in found["places"]:
+        here = queues["layer"] == one["layer"]
+        tokens, mine = queues["tokens"][here], here & (queues["rank"] == one["rank"])
+        assert one["rank_load"] == approx(queues["tokens"][mine].sum() * 8 / tokens.sum())
+        most = np.flatnonzero(mine)[queues["tokens"][mine].argmax()]
+        assert one["expert"] == queues["expert"][most]
+        assert one["expert_load"] == approx(queues["tokens"][most] * 16 / tokens.sum())
+        assert one["wait"] == approx(late[one["layer"], one["rank"]], rel=1e-6)
+
+
+@pytest.mark.parametrize("hot", [0, 3, 5, 7])
+def test_a_hot_rank_is_the_cause_alone_whatever_its_number(hot: int) -> None:
+    gating = {"skew": "hot_rank", "hot_rank": hot, "hot_share": 0.5}
+    for more in ({}, {"deployment": parallel(dp=8, experts={"service": "by_expert"})}):
+        found = cause(run(model=MANY, gating=gating, **more))
+        assert found is not None and (found["rank"], found["reasons"]) == (hot, [EXPERT])
+        assert found["expert"] in (2 * hot, 2 * hot + 1) and found["places"] == []
+
+
+def test_a_slow_gpu_that_costs_more_than_scattered_hot_experts_is_the_cause_and_less_is_not() -> None:
+    gating = {"skew": "gini", "gini": 0.6}
+    found = cause(run(model=MANY, gating=gating, faults=slow(5, 8.0)))
+    assert found is not None and found["rank"] == 5 and GPU in found["reasons"]
+    found = cause(run(model=MANY, gating=gating, faults=slow(5, 1.05)))
+    assert found is not None and found["reasons"] == [SPREAD]
+    # A slow GPU alone has no hot expert, however many layers it holds up.
+    found = cause(run(model=MANY, faults=slow(5, 1.5)))
+    assert found is not None and (found["rank"], found["reasons"]) == (5, [GPU])
+
+
+def test_scattered_hot_experts_are_found_with_pipelines_and_with_sharers_of_an_expert() -> None:
+    gating = {"skew": "gini", "gini": 0.6}
+    for deployment in (parallel(dp=4, pp=2), parallel(dp=8, etp=2), parallel(tp=2, dp=4)):
+        trace = run(model=MANY, gating=gating, deployment=deployment)
+        found, waits = cause(trace), table(trace, "waits")
+        assert found is not None and found["reasons"] == [SPREAD] and found["moves"] == ["layer"]
+        served = np.isin(waits["operator"], AFTER_SERVICE)
+        assert found["wait"] <= waits["seconds"][served].sum() / 8 / 3 * (1 + 1e-9)

@@ -249,11 +249,96 @@ def test_bins_of_waits_lose_no_token_and_quantiles_next_to_nothing() -> None:
         assert mean[at] == approx(np.quantile(every, level, method="inverted_cdf"), rel=1.1e-3)
 
 
+@pytest.mark.parametrize("service", ["grouped", "all_arrived", "expert_complete"])
+@pytest.mark.parametrize("hot", [0, 1, 3])
+def test_the_slowest_queue_is_the_hot_ranks_and_not_one_that_waits_for_senders(
+    hot: int, service: str
+) -> None:
+    experts = {} if service == "grouped" else {"service": "by_expert", **STARTS[service]}
+    gating = {"skew": "hot_rank", "hot_rank": hot, "hot_share": 0.6}
+
+    def found(**more: Any) -> dict[str, Any]:
+        scenario = tiny(
+            single_server(4, nvlink=2e8),
+            model={"experts": 16, "ffn": 4096},
+            deployment=parallel(dp=4, experts=experts),
+            workload={"sequences": 96, "decode_steps": 2},
+            gating=gating,
+            **more,
+        )
+        slowest: dict[str, Any] = summarize(trace_of(scenario))["experts"]["slowest"]
+        return slowest
+
+    assert found()["rank"] == hot and found()["expert"] // 4 == hot
+    # A GPU that is slow enough holds its tokens up longer than the hot one, a little slower it does not.
+    other = (hot + 2) % 4
+    assert found(faults=[{"kind": "slow_gpu", "gpu": other, "factor": 20.0}])["rank"] == other
+    assert found(faults=[{"kind": "slow_gpu", "gpu": other, "factor": 1.01}])["rank"] == hot
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tokens=arrays(np.int64, (1, 4, 2), elements=st.integers(0, 5)),
+    there=arrays(np.float64, (1, 4, 2), elements=st.floats(0, 10)),
+    size=st.integers(1, 6),
+    over=st.floats(0, 12),
+)
+def test_waiting_behind_other_work_begins_when_all_is_there_that_is_served_together(
+    tokens: np.ndarray, there: np.ndarray, size: int, over: float
+) -> None:
+    there = np.where(tokens > 0, there, np.nan)
+    total = tokens.sum(axis=1)
+    parts = max(int(-(-total.max() // size)), 1)
+    sizes = np.stack([np.clip(total - at * size, 0, size) for at in range(parts)], axis=2).astype(float)
+    begun = np.broadcast_to(12.0 + np.arange(parts), sizes.shape)
+    behind = waits_of(there, tokens, begun, sizes).behind(np.full((1, 2), over))
+    for copy in range(2):
+        came = sorted(np.repeat(there[0, :, copy], tokens[0, :, copy]).tolist())
+        chunks = [came[at : at + size] for at in range(0, len(came), size)]
+        late = [len(chunk) * (12.0 + at - max(chunk[-1], over)) for at, chunk in enumerate(chunks)]
+        assert behind[0, copy] == approx(sum(late), abs=1e-9)
+
+
+@pytest.mark.parametrize("start, order", DISCIPLINES)
+def test_what_is_served_first_waits_behind_nothing_and_grouped_experts_never_do(
+    start: str, order: str
+) -> None:
+    queues = table(trace_of(crowded(start, order)), "experts")
+    assert (queues["behind"] >= -1e-12).all() and (queues["behind"] <= queues["wait"] + 1e-12).all()
+    if start != "chunks":
+        for batch, layer, rank in {
+            tuple(row) for row in np.stack([queues[n] for n in ("token_batch", "layer", "rank")], axis=1)
+        }:
+            mine = (queues["token_batch"] == batch) & (queues["layer"] == layer) & (queues["rank"] == rank)
+            used = np.flatnonzero(mine & (queues["tokens"] > 0))
+            first = used[queues["served"][used].argmin()]
+            assert queues["behind"][first] == approx(0.0, abs=1e-12)
+            last = used[queues["served"][used].argmax()]
+            assert len(used) < 2 or start == "expert_complete" or queues["behind"][last] > 0
+    grouped = crowded(start, order)
+    wish = grouped.deployment.experts.model_copy(
+        update={"service": "grouped", "start": "all_arrived", "chunk_tokens": 0}
+    )
+    deployment = grouped.deployment.model_copy(update={"experts": wish})
+    together = table(trace_of(grouped.model_copy(update={"deployment": deployment})), "experts")
+    assert together["behind"] == approx(0.0, abs=1e-12) and together["wait"].sum() > 0
+
+
 def test_the_slowest_queue_is_named_with_its_rank_layer_and_expert() -> None:
     slow = [{"kind": "slow_gpu", "gpu": 2, "factor": 20.0}]
     trace = trace_of(crowded("all_arrived", "as_listed", faults=slow))
     found, queues = summarize(trace)["experts"]["slowest"], table(trace, "experts")
     assert found["rank"] == 2
     here = np.all([queues[name] == found[name] for name in ("rank", "layer", "expert")], axis=0)
-    assert found["mean"] == approx(queues["wait"][here].sum() / queues["tokens"][here].sum())
-    assert found["p99"] == queues["wait_p99"][here].max()
+    tokens = queues["tokens"][here]
+    whole = found["coming"] + found["behind"]
+    assert whole == approx(queues["wait"][here].sum() / tokens.sum())
+    service = (queues["done"] - queues["served"])[here]
+    assert found["service"] == approx((service * tokens).sum() / tokens.sum())
+    # Of the experts of that rank and layer, the one whose tokens take most time in all.
+    there = (queues["rank"] == 2) & (queues["layer"] == found["layer"])
+    held = queues["behind"] + (queues["done"] - queues["served"]) * queues["tokens"]
+    each = np.bincount(queues["expert"][there], weights=held[there])
+    assert each.argmax() == found["expert"] and found["behind"] == approx(
+        queues["behind"][here].sum() / tokens.sum()
+    )

@@ -72,6 +72,14 @@ def test_even_gating_is_even_to_within_one_token(tokens: list[int], experts: int
     assert np.ptp(found.sum(axis=0)) <= 1, "and for all together"
 
 
+def test_even_gating_sends_from_every_place_of_a_server_to_every_server_alike() -> None:
+    # 8 tokens to 8 of 256 experts each: a quarter of the experts per source, so which quarter matters.
+    found = even(np.full(128, 8), np.ones(256), 8, stream(0))
+    by_place = found.reshape(16, 8, 16, 16).sum(axis=(0, 3))
+    assert by_place.sum() == 128 * 64
+    assert by_place.max() <= 1.5 * by_place.mean(), "places in a server x servers"
+
+
 # ---- popularity ---------------------------------------------------------------------------------
 
 

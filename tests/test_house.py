@@ -70,7 +70,7 @@ TYPES_ONLY = {("trace/tables.py", name) for name in ("pandas", "polars", "pyarro
 LAZY: dict[tuple[str, str], str] = {
     **{
         (f"cli/{file}.py", ""): "a command imports only what it needs, so that --help is quick"
-        for file in ("__init__", "output", "rebalance", "stress", "trace")
+        for file in sorted(path.stem for path in (PACKAGE / "cli").glob("*.py"))
     },
     ("trace/tables.py", "polars"): "not a dependency; whoever has it may use it",
     ("spec/positions.py", "tree_sitter"): "needed only where there is a mistake to be located",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pytest import approx
 from scenarios import MODEL, NVLINK, parallel, rail_tree, same_tables, single_server, table, tiny, trace_of
 
+from clustersim.analysis.latency import token_gaps
 from clustersim.analysis.rebalancing import rebalancing
 from clustersim.analysis.summary import summarize
 from clustersim.engine.rebalancing import PLANS
@@ -218,9 +219,10 @@ def test_what_the_first_places_would_have_given_is_what_a_run_without_moves_give
 
 def two(transfer: str = "stop", **how: Any) -> Scenario:
     """Two GPUs with two experts each, one layer, no latency; experts 0 and 1 are hot."""
+    box = {"nvlink": how.pop("nvlink")} if "nvlink" in how else {}
     experts = {"policy": "balanced", "rebalance": {"every": 2, "transfer": transfer, **how}}
     return tiny(
-        single_server(2),
+        single_server(2, **box),
         model={"layers": 1},
         deployment=parallel(dp=2, experts=experts),
         gating={"skew": "zipf", "exponent": 3.0, "shuffle": False},
@@ -271,6 +273,7 @@ def test_the_last_step_moves_nothing() -> None:
     scenario = two(every=4)
     assert not len(table(run(scenario), "rebalances")["rebalance"])
     planned_too_late = table(run(two(every=3, planning_time="1 s")), "rebalances")
+    assert planned_too_late["outcome"].tolist() == ["too_late"]
     assert np.isnan(planned_too_late["ready"]).all() and np.isnan(planned_too_late["began"]).all()
 
 
@@ -281,9 +284,62 @@ def test_a_placement_that_is_right_stays() -> None:
     assert len(bill["rebalance"]) == 1 and np.isnan(bill["began"]).all() and not bill["bytes"].any()
 
 
-def test_nothing_moves_below_the_threshold_or_for_too_little() -> None:
-    for how in ({"threshold": 5.0}, {"least_gain": 0.9}):
-        assert np.isnan(table(run(two(**how)), "rebalances")["began"]).all()
+@pytest.mark.parametrize(
+    ("how", "why", "said"),
+    [
+        ({"threshold": 5.0}, "below_threshold", "found the imbalance below the threshold"),
+        ({"least_gain": 0.9}, "nothing_better", "found no placement that lowers a layer's imbalance"),
+        ({"planning_time": "1 s"}, "too_late", "came when the run was over"),
+    ],
+)
+def test_where_nothing_moves_the_planning_says_why(how: dict[str, Any], why: str, said: str) -> None:
+    trace = run(two(**how))
+    bill = table(trace, "rebalances")
+    assert bill["outcome"].tolist() == [why] and np.isnan(bill["began"]).all()
+    assert np.isnan(bill["wished"]).all() == (why == "below_threshold")
+    summary = summarize(trace)
+    found = summary["rebalancing"]
+    assert found["idle"] == {**dict.fromkeys(found["idle"], 0), why: 1} and not found["moved"]
+    assert any(said in note for note in summary["notes"])
+
+
+def test_weights_still_under_way_when_the_run_ends_are_no_finished_move() -> None:
+    # A link a thousand times thinner: an expert takes longer than the two steps that are left.
+    trace = run(two("background", nvlink=NVLINK / 1e6))
+    bill, steps = table(trace, "rebalances"), table(trace, "steps")
+    assert bill["outcome"].tolist() == ["moved"] and np.isnan(bill["ended"]).all()
+    assert not bill["layers"].any() and not bill["copies"].any() and not bill["bytes"].any()
+    # Nothing stands elsewhere, and nothing that came later was compared with anything.
+    assert np.isnan(bill["after"]).all()
+    placed = table(trace, "placements")
+    assert np.array_equal(placed["busiest"], placed["first"])
+    summary = summarize(trace)
+    found = summary["rebalancing"]
+    assert (found["planned"], found["moved"], found["finished"]) == (1, 1, 0)
+    # They were under way from the end of the second step to that of the last.
+    assert found["moving"] == approx(steps["end"][-1] - steps["end"][1])
+    assert any(note.startswith("1 of these moves was still under way") for note in summary["notes"])
+    whole = summarize(run(two("background")))
+    assert whole["rebalancing"]["finished"] == 1
+    assert not any("still under way" in note for note in whole["notes"])
+
+
+@pytest.mark.parametrize("transfer", ["stop", "background"])
+def test_gaps_between_tokens_add_up_to_the_run_whatever_it_waited_for(transfer: str) -> None:
+    trace = run(two(transfer))
+    steps, gaps = table(trace, "steps"), token_gaps(trace)
+    assert gaps is not None
+    # 64 sequences in one batch: every one makes one token per step, and waits for the weights in between.
+    assert gaps["mean"] * len(steps["step"]) == approx(steps["end"][-1] - steps["start"][0])
+    assert gaps["max"] == approx((steps["end"][1:] - steps["end"][:-1]).max())
+
+
+def test_gaps_between_tokens_mean_what_tpot_does_with_prompts_and_micro_batches() -> None:
+    workload = {"phase": "both", "microbatches": 2, "batches": 2, "interval": "1 ms", "arrivals": "uniform"}
+    for how in ({"phase": "decode"}, {}):
+        trace = run(loop(dp=2, pp=2, gating=DRIFT, workload={**workload, **how}))
+        gaps, found = token_gaps(trace), summarize(trace)["latency"]["tpot"]
+        assert gaps is not None and gaps["mean"] == approx(found["mean"])
 
 
 # ---- under drift ----------------------------------------------------------------------------------

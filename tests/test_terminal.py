@@ -64,6 +64,20 @@ def test_the_page_says_what_the_run_found() -> None:
     assert re.search(r"wait +0\.0% +10\.0% +20\.0%", page)
 
 
+def test_dropped_choices_stand_beside_the_tokens_per_second() -> None:
+    assert "dropped" not in shown(WHOLE)
+    lossy = deepcopy(WHOLE)
+    lossy["throughput"]["dropped_share"] = 0.041
+    assert "0.5 tokens/s (4.1% of assignments dropped)  (output 0.5, input 0)" in shown(lossy)
+
+
+def test_both_waits_in_a_queue_are_called_by_their_names() -> None:
+    page = " ".join(shown(WHOLE).split())
+    assert "queue wait on average: 462 ms for tokens still to come, 237 ms behind other work" in page
+    slowest = "slowest is expert 1 of layer 0 on rank 1: 620 ms for tokens still to come, 200 ms behind other"
+    assert f"{slowest} work, 840 ms in service" in page
+
+
 def test_the_bill_of_moving_experts_is_shown_where_there_is_one() -> None:
     page = shown(summarize(tiny(rebalances=True)))
     assert (

@@ -1,4 +1,5 @@
-"""What holds a run up, if one thing does: the rank that is waited for, and why, or the link that is slow."""
+"""What holds a run up: the rank that is waited for, and why; hot experts that are spread over many ranks; or
+the link that is slow."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from clustersim.analysis.hot_experts import AFTER_SERVICE, HOT, HotExperts, hot_experts
 from clustersim.analysis.latency import numbers, words
 from clustersim.trace.record import Columns, Trace
 from clustersim.units import show
@@ -17,51 +19,90 @@ Cause = Mapping[str, Any]
 _WORTH_A_CAUSE = 0.02
 #: A reason that accounts for less than this share of what the rank takes longer is not told.
 _WORTH_A_REASON = 0.1
-#: A rank with less than this times the mean tokens has no hot expert, a GPU below this is not slow.
-_HOT, _SLOW = 1.1, 1.02
-#: Operators that are an expert's service, and exchanges in which its slowness shows.
+#: Hot experts are one rank's where it bears this share of the waiting for them.
+_ONE_RANK = 0.5
+#: A GPU below this is not slow.
+_SLOW = 1.02
+#: Operators that are an expert's service.
 _SERVICE = ("expert_gemm_1", "expert_activation", "expert_gemm_2")
-_AFTER_SERVICE = ("combine", "expert_reduce_scatter")
 
 #: Reasons: what a rank takes longer for.
 EXPERT, GPU, SHARD, EXCHANGE = "hot expert", "slow GPU", "larger shard", "slow exchange"
+#: Reasons that are no single rank's.
+SPREAD, LINK = "hot experts on many ranks", "slow link"
 
 
 def cause(trace: Trace) -> dict[str, Any] | None:
-    """The rank for which others wait most, or the slow link that costs more; None where neither is worth a
-    word.
+    """The rank for which others wait most; the hot experts of many ranks or the slow link that cost more;
+    None where none of these is worth a word.
 
-    Returns  reasons: of EXPERT, GPU, SHARD, EXCHANGE for a rank, the weightiest first; ["slow link"];
-             rank, gpu, link: which
+    Returns  reasons: of EXPERT, GPU, SHARD, EXCHANGE for a rank, the weightiest first; [SPREAD]; [LINK]
+             rank, gpu, link: which; of hot experts on many ranks the worst
              layer, expert, expert_load: the expert with most tokens on the rank in the layer in which it is
              waited for most, and its tokens / mean of all copies, if it is a reason
              rank_load: tokens of the rank in that layer / mean of all ranks
              slowness: how many times as long its operators take as those of the median GPU, for the same work
-             wait: s that each other GPU of its stage waits for it in a step, or that a link's bytes take
-             longer in a step; share: of a step
+             wait: s that each other GPU of its stage waits for it in a step, that a GPU waits for all hot
+             experts together, or that a link's bytes take longer in a step; share: of a step
+             ranks, moves, places: of hot experts on many ranks, as `HotExperts` has them
     """
     steps, period = _steps(trace)
     if not period:
         return None
     rank, wait = _most_waited_for(trace, steps)
     link, longer = _slow_link(trace, steps)
-    reasons = _reasons(trace, rank) if wait >= _WORTH_A_CAUSE * period else []
-    if longer >= _WORTH_A_CAUSE * period and (not reasons or reasons == [EXCHANGE] or longer > wait):
-        return {**_NOTHING, "reasons": ["slow link"], "link": link, "wait": longer, "share": longer / period}
+    slow = slowness(trace)
+    worth = _WORTH_A_CAUSE * period
+    reasons = _reasons(trace, rank, slow) if wait >= worth else []
+    spread = hot_experts(trace, steps, slow)
+    if spread and (spread.wait < worth or (reasons and not _more_than_one(spread, wait))):
+        spread = None
+    most = spread.wait if spread else wait
+    if longer >= worth and (longer > most or (not spread and reasons in ([], [EXCHANGE]))):
+        return {**_NOTHING, "reasons": [LINK], "link": link, "wait": longer, "share": longer / period}
+    if spread:
+        return _spread(trace, spread, slow, period)
     if not reasons:
         return None
     found = {**_NOTHING, "reasons": reasons, "rank": rank, "gpu": _gpu(trace, rank)}
     hot = _hottest(trace, rank) if EXPERT in reasons else {}
     about = {
         "rank_load": _rank_load(trace, rank, _layer(trace, rank)),
-        "slowness": float(slowness(trace)[rank]),
+        "slowness": float(slow[rank]),
     }
     return {**found, **hot, **about, "wait": wait, "share": wait / period}
 
 
-_NOTHING: dict[str, Any] = dict.fromkeys(
-    ("rank", "gpu", "link", "layer", "expert", "expert_load", "rank_load", "slowness")
-)
+_NOTHING: dict[str, Any] = {
+    **dict.fromkeys(
+        ("rank", "gpu", "link", "layer", "expert", "expert_load", "rank_load", "slowness", "ranks")
+    ),
+    "moves": [],
+    "places": [],
+}
+
+
+def _more_than_one(spread: HotExperts, wait: float) -> bool:
+    """Whether waiting for hot experts is more than that for one rank, and mostly for others than one."""
+    return spread.wait > wait and spread.one_rank < _ONE_RANK
+
+
+def _spread(trace: Trace, spread: HotExperts, slowness: np.ndarray, period: float) -> dict[str, Any]:
+    places = [
+        {**one, "gpu": _gpu(trace, one["rank"]), "share": one["wait"] / period} for one in spread.places
+    ]
+    which = ("rank", "gpu", "layer", "expert", "expert_load", "rank_load")
+    return {
+        **_NOTHING,
+        "reasons": [SPREAD],
+        **{key: places[0][key] for key in which},
+        "slowness": float(slowness[places[0]["rank"]]),
+        "ranks": spread.ranks,
+        "moves": spread.moves,
+        "places": places,
+        "wait": spread.wait,
+        "share": spread.wait / period,
+    }
 
 
 def cause_notes(found: Cause | None) -> Iterator[str]:
@@ -72,12 +113,29 @@ def cause_notes(found: Cause | None) -> Iterator[str]:
     if found["link"] is not None:
         yield f"Link {found['link']} is the bottleneck: it is slow, and its bytes take {cost} longer for it."
         return
+    if found["reasons"] == [SPREAD]:
+        yield _said_spread(found, cost)
+        return
     why = " and ".join(_SAID[reason](found) for reason in found["reasons"])
-    even = found["reasons"] == [GPU] and found["rank_load"] < _HOT
+    even = found["reasons"] == [GPU] and found["rank_load"] < HOT
     alone = "; the rank is slow, not overloaded" if even else ""
     yield (
         f"Rank {found['rank']} ({found['gpu']}) is the bottleneck: {why}{alone}; "
         f"the others wait {cost} for it."
+    )
+
+
+def _said_spread(found: Cause, cost: str) -> str:
+    moves = " and ".join(f"from {what} to {what}" for what in found["moves"])
+    where = f"on another rank {moves}" if moves else "on several ranks"
+    worst, *others = found["places"]
+    then = [f"layer {one['layer']}, rank {one['rank']}, expert {one['expert']}" for one in others]
+    return (
+        f"Hot experts are the bottleneck, {where}: the GPUs wait {cost} for them, on {found['ranks']} ranks "
+        f"in all. Worst is layer {worst['layer']}: expert {worst['expert']} on rank {worst['rank']} "
+        f"({worst['gpu']}) gets {worst['expert_load']:.1f} x the mean tokens (the rank "
+        f"{worst['rank_load']:.1f} x), {show(worst['wait'], 'time')} of each step ({worst['share']:.1%})"
+        f"{'; then ' if then else ''}{'; '.join(then)}."
     )
 
 
@@ -133,9 +191,8 @@ def _gpu(trace: Trace, rank: int) -> str:
 # ---- why ----------------------------------------------------------------------------------------
 
 
-def _reasons(trace: Trace, rank: int) -> list[str]:
+def _reasons(trace: Trace, rank: int, slow: np.ndarray) -> list[str]:
     """What the rank takes longer for than the mean of its stage, each at the speed of the median GPU."""
-    slow = slowness(trace)
     parts = {
         EXPERT: _busy(trace, "compute", _SERVICE, True) / slow,
         SHARD: _busy(trace, "compute", _SERVICE, False) / slow,
@@ -147,7 +204,7 @@ def _reasons(trace: Trace, rank: int) -> list[str]:
     longer[EXPERT] = max(longer[EXPERT], _service_beyond(trace, rank, slow))
     computing = float((parts[EXPERT] + parts[SHARD])[rank])
     longer[GPU] = computing * (slow[rank] - 1.0) if slow[rank] >= _SLOW else 0.0
-    if _rank_load(trace, rank, _layer(trace, rank)) >= _HOT:
+    if _rank_load(trace, rank, _layer(trace, rank)) >= HOT:
         # Tokens for hot experts also come by its links.
         longer[EXPERT] += max(longer.pop(EXCHANGE), 0.0)
     else:
@@ -200,7 +257,7 @@ def _service_beyond(trace: Trace, rank: int, slow: np.ndarray) -> float:
 def _layer(trace: Trace, rank: int) -> int:
     """The layer in which a rank is waited for most after the service of its experts."""
     waits = trace.tables["waits"]
-    mine = (numbers(waits, "rank") == rank) & np.isin(words(waits, "operator"), _AFTER_SERVICE)
+    mine = (numbers(waits, "rank") == rank) & np.isin(words(waits, "operator"), AFTER_SERVICE)
     layer, seconds = numbers(waits, "layer")[mine], numbers(waits, "seconds")[mine]
     return int(np.bincount(layer, weights=seconds).argmax()) if len(layer) else -1
 

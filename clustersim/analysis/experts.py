@@ -16,10 +16,12 @@ def experts(trace: Trace) -> dict[str, Any] | None:
     imbalance     largest ÷ mean tokens over the EP ranks of one (token batch, layer): mean and
                   largest over those; ranks that share an expert (ETP) count as one, for they work on
                   the same tokens
-    queue_wait    s a token stood in its queue before it was begun to be served
+    queue_wait    s a token stood in its queue before it was begun to be served; on average, coming: for
+                  tokens still to come that are served together with it, behind: behind other work
     queue_length  tokens in the queue when service began, over the queues that had any; over_time: tokens
                   that wait in all queues of a rank, mean over the run and the ranks with experts
-    slowest       the copy of an expert whose tokens wait longest on average, over the run
+    slowest       the rank and layer whose tokens take longest from when all are there, behind other work and
+                  in service, and the expert of which most are held up there
     service       s from the beginning of the service to its end, over the queues that had tokens
     dropped       choices for experts that had no capacity left
     """
@@ -33,11 +35,17 @@ def experts(trace: Trace) -> dict[str, Any] | None:
     service = distribution((numbers(table, "done") - numbers(table, "served"))[some])
     assert waits is not None and service is not None
     longest = float(numbers(table, "wait_max")[some].max())
-    waited = float(numbers(table, "wait").sum())
+    waited, behind = (float(numbers(table, name).sum()) for name in ("wait", "behind"))
+    total = int(tokens.sum())
     at_work = len(np.unique(numbers(table, "rank"))) * float(trace.facts["simulated_seconds"])
     return {
         "imbalance": _imbalance(table),
-        "queue_wait": {**_pick(waits, "mean", "p50", "p99"), "max": longest},
+        "queue_wait": {
+            **_pick(waits, "mean", "p50", "p99"),
+            "max": longest,
+            "coming": (waited - behind) / total,
+            "behind": behind / total,
+        },
         "queue_length": {
             "mean": float(length.mean()),
             "max": int(length.max()),
@@ -45,24 +53,50 @@ def experts(trace: Trace) -> dict[str, Any] | None:
         },
         "slowest": _slowest(table),
         "service": _pick(service, "mean", "p50", "p99", "max"),
-        "tokens": int(tokens.sum()),
+        "tokens": total,
         "dropped": int(numbers(trace.tables["token_batches"], "dropped").sum()),
     }
 
 
+def dropped_share(found: dict[str, Any] | None) -> float | None:
+    """The part of all choices of tokens that no expert had room for; None if no expert was at work.
+
+    found  what `experts` says
+    """
+    return None if found is None else found["dropped"] / (found["dropped"] + found["tokens"])
+
+
 def _slowest(table: Columns) -> dict[str, Any]:
-    """rank, layer and expert of the copy whose tokens wait longest; its mean wait, and the longest p99 of
-    its token batches, s."""
-    keys = [numbers(table, name) for name in ("rank", "layer", "expert")]
-    copies, which = np.unique(np.stack(keys), axis=1, return_inverse=True)
-    which = which.ravel()
-    tokens = np.bincount(which, weights=numbers(table, "tokens"))
-    waited = np.bincount(which, weights=numbers(table, "wait"))
-    mean = np.divide(waited, tokens, out=np.full_like(waited, -1.0), where=tokens > 0)
-    worst = int(mean.argmax())
-    rank, layer, expert = copies[:, worst].tolist()
-    p99 = np.nanmax(numbers(table, "wait_p99")[which == worst])
-    return {"rank": rank, "layer": layer, "expert": expert, "mean": float(mean[worst]), "p99": float(p99)}
+    """rank, layer, expert; coming, behind, service: mean of a token for this expert there, s.
+
+    Waiting for tokens still to come does not choose: it is longest where few come, and the senders' doing.
+    """
+    tokens = numbers(table, "tokens").astype(np.float64)
+    service = tokens * (numbers(table, "done") - numbers(table, "served"))
+    # Results of trace version 3 know no "behind".
+    held = np.nan_to_num(numbers(table, "behind")) + service
+    places, which = _distinct(table, "rank", "layer")
+    came = np.bincount(which, weights=tokens)
+    taken = np.bincount(which, weights=held)
+    worst = int(np.divide(taken, came, out=np.full_like(came, -1.0), where=came > 0).argmax())
+    rank, layer = places[:, worst].tolist()
+    here = which == worst
+    expert = int(np.bincount(numbers(table, "expert")[here], weights=held[here]).argmax())
+    here &= numbers(table, "expert") == expert
+    mean = {
+        "coming": numbers(table, "wait") - numbers(table, "behind"),
+        "behind": numbers(table, "behind"),
+        "service": service,
+    }
+    count = float(tokens[here].sum())
+    of_token = {key: float(seconds[here].sum()) / count for key, seconds in mean.items()}
+    return {"rank": rank, "layer": layer, "expert": expert, **of_token}
+
+
+def _distinct(table: Columns, *names: str) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct rows of some columns, int[names, n], and which of them each row is."""
+    found, which = np.unique(np.stack([numbers(table, name) for name in names]), axis=1, return_inverse=True)
+    return found, which.ravel()
 
 
 def _imbalance(table: Columns) -> dict[str, float]:

@@ -73,6 +73,22 @@ def tpot(requests: Columns) -> np.ndarray:
     return found
 
 
+def token_gaps(trace: Trace) -> Distribution | None:
+    """Seconds from an output token to the next of its sequence, over all tokens of decode steps.
+
+    Counted from when the pass could begin, so that what keeps it waiting is in it: other micro-batches,
+    and weights for which passes stop. The first pass of a batch has no token before it in this run and
+    counts from its own start, as in `tpot`.
+    """
+    steps, passes = trace.tables["steps"], trace.tables["token_batches"]
+    order = np.argsort(numbers(steps, "step"))
+    at = order[np.searchsorted(numbers(steps, "step")[order], numbers(passes, "step"))]
+    made = words(steps, "phase")[at] == "decode"
+    first = numbers(steps, "index")[at] == 0
+    since = np.where(first, numbers(passes, "start"), numbers(passes, "ready"))
+    return distribution((numbers(passes, "end") - since)[made], numbers(passes, "tokens")[made])
+
+
 def ttft(requests: Columns) -> np.ndarray:
     """Seconds from arrival to the first output token, for each request that read its prompt in this run."""
     waited = numbers(requests, "first_token") - numbers(requests, "arrival")

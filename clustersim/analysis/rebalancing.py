@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.analysis.latency import numbers
+from clustersim.analysis.latency import numbers, words
 from clustersim.trace.record import Columns, Trace
 from clustersim.units import show
 
@@ -25,13 +25,16 @@ def rebalancing(trace: Trace) -> dict[str, Any] | None:
     table = trace.tables["rebalances"]
     if not len(numbers(table, "rebalance")):
         return None
-    moved = ~np.isnan(numbers(table, "began"))
+    outcome = words(table, "outcome")
+    moved = outcome == "moved"
     gained = _gained(trace)
     stopped, window = float(numbers(table, "stopped").sum()), trace.facts.get("simulated_seconds")
     return {
         "planned": len(moved),
         "moved": int(moved.sum()),
         "finished": int((~np.isnan(numbers(table, "ended"))).sum()),
+        "idle": {key: int((outcome == key).sum()) for key in IDLE},
+        "offered": {key: _mean(numbers(table, key)[outcome == "nothing_better"]) for key in _OFFERED},
         "copies": int(numbers(table, "copies").sum()),
         "bytes": float(numbers(table, "bytes").sum()),
         "moving": _moving(trace),
@@ -44,6 +47,9 @@ def rebalancing(trace: Trace) -> dict[str, Any] | None:
     }
 
 
+#: Why a planning moves nothing.
+IDLE = ("below_threshold", "nothing_better", "too_late")
+_OFFERED = ("before", "wished")
 _OF_MOVES = ("before", "foreseen", "after", "unmoved")
 
 
@@ -108,10 +114,7 @@ def rebalancing_notes(found: Mapping[str, Any] | None) -> Iterator[str]:
         return
     imbalance = found["imbalance"]
     if not found["moved"]:
-        yield (
-            f"Experts were never placed anew: none of {found['planned']:,} plans was worth a move by "
-            "deployment.experts.rebalance, or the run was over."
-        )
+        yield f"Experts were never placed anew: of {found['planned']:,} plans {said_idle(found)}."
         return
     moved, stopped = show(found["bytes"], "size"), show(found["stopped"], "time")
     yield (
@@ -120,12 +123,30 @@ def rebalancing_notes(found: Mapping[str, Any] | None) -> Iterator[str]:
         f"busiest rank got {imbalance['mean']:.2f} x the mean tokens, at the first places it would "
         f"have been {imbalance['first']:.2f} x."
     )
+    left = found["moved"] - found["finished"]
+    if left:
+        yield (
+            f"{left:,} of these moves {'was' if left == 1 else 'were'} still under way when the run ended: "
+            "layers whose weights had not all come stayed where they were, and their bytes are not counted."
+        )
     if found["net"] is not None:
         verdict = "gained" if found["net"] > 0 else "cost"
         yield (
             f"By an estimate from the run's own service times this {verdict} "
             f"{show(abs(found['net']), 'time')} net of the stops; `clustersim rebalance` simulates both."
         )
+
+
+def said_idle(found: Mapping[str, Any]) -> str:
+    """Why plans moved nothing, in words; found has the keys `idle` and `offered`."""
+    before, wished = (found["offered"][key] for key in _OFFERED)
+    offer = "" if before is None else f" (asked for {wished:.2f} x where it was {before:.2f} x)"
+    said = {
+        "below_threshold": "found the imbalance below the threshold",
+        "nothing_better": f"found no placement that lowers a layer's imbalance by least_gain{offer}",
+        "too_late": "came when the run was over",
+    }
+    return ", ".join(f"{count:g} {said[key]}" for key, count in found["idle"].items() if count)
 
 
 def _times(count: int) -> str:

@@ -40,6 +40,8 @@ SCHEMA: dict[str, str] = {
     "finish, 1/s",
     "throughput.output_tokens_per_second": "tokens made in that time, 1/s",
     "throughput.input_tokens_per_second": "prompt tokens read in that time, 1/s",
+    "throughput.dropped_share": "the part of all choices of tokens for experts that no expert had room for "
+    "(gating.capacity_factor): tokens per second count such tokens like others; null without experts",
     "latency.step": "a step, from its first micro-batch's start at stage 0 to its last one's end, s",
     "latency.token_batch": "one micro-batch's pass through all pipeline stages, s",
     "latency.tpot": "per request, mean time per further output token, s: (finish - first token) / (output "
@@ -71,8 +73,10 @@ SCHEMA: dict[str, str] = {
     "bounds.bound_by": "the largest of the three",
     "mfu": "useful FLOP of all GPUs / what they could have done at peak rate in the window",
     "cause.reasons[]": "why a rank is waited for, the weightiest reason first: hot expert, slow GPU, larger "
-    "shard or slow exchange; or slow link alone; `cause` is null where nothing costs 2 % of a step",
-    "cause.rank": "the rank that others wait for most; null of a link",
+    "shard or slow exchange; or alone: hot experts on many ranks, or slow link; `cause` is null where "
+    "nothing costs 2 % of a step",
+    "cause.rank": "the rank that others wait for most; of hot experts on many ranks, that of the worst "
+    "place; null of a link",
     "cause.gpu": "its GPU",
     "cause.link": "the slow link, or null",
     "cause.layer": "layer in which the rank is waited for most, if an expert is a reason, else null",
@@ -81,9 +85,21 @@ SCHEMA: dict[str, str] = {
     "cause.rank_load": "tokens of all experts of the rank in the layer in which it is waited for most / mean "
     "of the ranks; null of a link",
     "cause.slowness": "how many times as long the rank's GPU takes for the same work as the median GPU",
-    "cause.wait": "how long each other GPU of its stage waits for the rank in a step, or how much longer the "
-    "link's bytes take in a step, s",
+    "cause.wait": "how long each other GPU of its stage waits for the rank in a step; how long a GPU waits "
+    "for hot experts on many ranks together, mean; or how much longer the link's bytes take in a step, s",
     "cause.share": "that as a share of what a step costs",
+    "cause.ranks": "how many EP ranks with hot experts are waited for where they are many, else null",
+    "cause.moves[]": "layer, step: the rank with the hot experts changes from one to the next; empty where "
+    "one rank or a link is the cause",
+    "cause.places[].rank": "of hot experts on many ranks the places that cost most, three at most, else "
+    "empty: the rank, the first of those that share an expert",
+    "cause.places[].gpu": "its GPU",
+    "cause.places[].layer": "the layer",
+    "cause.places[].expert": "the expert with most tokens there while the rank is waited for",
+    "cause.places[].expert_load": "its tokens / mean of the expert copies of the layer meanwhile",
+    "cause.places[].rank_load": "tokens of the rank / mean of the ranks meanwhile",
+    "cause.places[].wait": "how long a GPU waits there in a step, mean, s",
+    "cause.places[].share": "that as a share of what a step costs",
     "experts.imbalance.mean": "largest / mean tokens over the EP ranks of one layer of one token batch; "
     "mean over those",
     "experts.imbalance.max": "the largest over those",
@@ -91,15 +107,21 @@ SCHEMA: dict[str, str] = {
     "experts.queue_wait.p50": "half of the tokens waited at most this, s; to within 0.1 %",
     "experts.queue_wait.p99": "99 in 100 tokens waited at most this, s; to within 0.1 %",
     "experts.queue_wait.max": "the longest that a token waited, s",
+    "experts.queue_wait.coming": "of the mean, the time until the tokens had come that are served together "
+    "with it; such waits are the senders' doing, s",
+    "experts.queue_wait.behind": "of the mean, the time behind other work of the rank, mostly other experts, "
+    "s",
     "experts.queue_length.mean": "tokens in a queue when its service began, mean over queues that had any",
     "experts.queue_length.max": "tokens in the longest queue",
     "experts.queue_length.over_time": "tokens that wait in all queues of a rank, mean over the window and "
     "the ranks that hold experts",
-    "experts.slowest.rank": "rank of the expert copy whose tokens wait longest, mean over the run",
-    "experts.slowest.layer": "its layer",
-    "experts.slowest.expert": "the expert",
-    "experts.slowest.mean": "how long its tokens wait, mean, s",
-    "experts.slowest.p99": "the longest over token batches of what 99 in 100 of its tokens waited at most, s",
+    "experts.slowest.rank": "rank whose tokens take longest, behind other work and in service, in one layer; "
+    "mean over its tokens of the run",
+    "experts.slowest.layer": "that layer",
+    "experts.slowest.expert": "the expert there whose tokens take most time in all",
+    "experts.slowest.coming": "how long its tokens wait for those still to come from other ranks, mean, s",
+    "experts.slowest.behind": "how long they then wait behind other work of the rank, mean, s",
+    "experts.slowest.service": "how long the service of its queue takes, mean over its tokens, s",
     "experts.service.mean": "time an expert copy took to serve a queue, mean over queues that had tokens, s",
     "experts.service.p50": "half of them were served in at most this, s",
     "experts.service.p99": "99 in 100 were served in at most this, s",
@@ -111,6 +133,11 @@ SCHEMA: dict[str, str] = {
     "where they stay where they are",
     "rebalancing.moved": "how often weights began to move",
     "rebalancing.finished": "how often all of them came before the run was over",
+    "rebalancing.idle.below_threshold": "plans that moved nothing: the imbalance was below the threshold",
+    "rebalancing.idle.nothing_better": "those whose plan would have gained no layer least_gain",
+    "rebalancing.idle.too_late": "those that the run's end came before",
+    "rebalancing.offered.before": "imbalance of the places as they were, mean over plans with nothing better",
+    "rebalancing.offered.wished": "the same of what the policy would have had instead",
     "rebalancing.copies": "expert copies that moved to another rank",
     "rebalancing.bytes": "their weights that came over links",
     "rebalancing.moving": "time from the first weights' start to the last layer's new places or the run's "
@@ -152,8 +179,8 @@ SCHEMA: dict[str, str] = {
     "claimed.tpot.ratio": "found / claimed",
     "beside.label": "what the run was compared with, by the same random numbers; `beside` is null where the "
     "scenario names nothing",
-    "beside.found.<number>": "total_tokens_per_second, the means of tpot, ttft and step, and imbalance, as "
-    "elsewhere in this summary; of the other run",
+    "beside.found.<number>": "total_tokens_per_second, the means of tpot, ttft and step, imbalance and "
+    "dropped_share, as elsewhere in this summary; of the other run",
     "beside.ratio.<number>": "this run / the other, or null",
     "prices.shares.<origin>": "share of the computing time that is measured, interpolated between "
     "measured calls, extrapolated beyond them or from a relative of the GPU, or formula alone; `prices` is "

@@ -10,7 +10,7 @@ import numpy as np
 from clustersim.analysis.cause import cause, cause_notes
 from clustersim.analysis.claims import claim_notes, claimed
 from clustersim.analysis.exchanges import algorithms
-from clustersim.analysis.experts import experts
+from clustersim.analysis.experts import dropped_share, experts
 from clustersim.analysis.latency import bounds, latencies, numbers, phases, throughput, words
 from clustersim.analysis.prices import price_notes, prices
 from clustersim.analysis.rebalancing import rebalancing, rebalancing_notes
@@ -34,18 +34,18 @@ def summarize(trace: Trace) -> dict[str, Any]:
     """
     facts, rates, times = trace.facts, throughput(trace), latencies(trace)
     tpot = times["tpot"]["mean"] if times["tpot"] else None
-    per_gpu, per_link = gpus(trace), links(trace)
+    per_gpu, per_link, at_work = gpus(trace), links(trace), experts(trace)
     summary = {
         "schema_version": SCHEMA_VERSION,
         **{key: facts.get(key) for key in ("name", "scenario_hash", "seed", "wall_seconds")},
         **{key: facts.get(key) for key in ("simulated_seconds", "events", "operators")},
-        "throughput": rates,
+        "throughput": {**rates, "dropped_share": dropped_share(at_work)},
         "latency": times,
         "phases": phases(trace),
         "bounds": bounds(trace),
         "mfu": mfu(trace),
         "cause": cause(trace),
-        "experts": experts(trace),
+        "experts": at_work,
         "rebalancing": rebalancing(trace),
         "algorithms": algorithms(trace),
         "memory": memory(trace),
@@ -85,7 +85,7 @@ def memory(trace: Trace) -> dict[str, Any] | None:
 def _notes(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on what stands out in a run."""
     yield from cause_notes(summary["cause"])
-    yield from filter(None, [trace.facts.get("startup")])
+    yield from filter(None, [trace.facts.get("startup"), trace.facts.get("gating")])
     yield from price_notes(trace, summary["prices"])
     yield from _fault_note(trace)
     yield from _wait_note(trace, summary)
@@ -94,8 +94,11 @@ def _notes(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"Experts are unevenly loaded: a layer's busiest rank gets {imbalance:.2f} x the mean tokens."
     dropped = summary["experts"]["dropped"] if summary["experts"] else 0
     if dropped:
-        share = dropped / (dropped + int(numbers(trace.tables["experts"], "tokens").sum()))
-        yield f"Experts had no room for {dropped:,} choices of tokens, {share:.1%} of all; they were dropped."
+        share = summary["throughput"]["dropped_share"]
+        yield (
+            f"Experts had no room for {dropped:,} choices of tokens, {share:.1%} of all; they were dropped, "
+            "and tokens/s counts the tokens all the same."
+        )
     yield from rebalancing_notes(summary["rebalancing"])
     full = [link for link in summary["links"] if link["utilization"] >= _LINK_STANDS_OUT]
     for link in busiest(full, 1):

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from clustersim.cli.dag import dag as _dag
 from clustersim.cli.options import JSON as _JSON
 from clustersim.cli.options import SCENARIO as _SCENARIO
 from clustersim.cli.options import SEED as _SEED
@@ -457,11 +458,17 @@ def gating() -> None:
 @click.option("--top-k", type=click.IntRange(min=1), default=None, help="Experts of a token, if not told.")
 @click.option("--only", metavar="TEXT", default="", help="Only measurements with this in their name.")
 @click.option(
+    "--measurement", metavar="NAME", default="",
+    help="The one measurement of that name, or with these words in it.",
+)  # fmt: skip
+@click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Write the [gating] table of a scenario there; of one measurement.",
 )  # fmt: skip
 @_JSON
-def gating_fit(counts: Path, top_k: int | None, only: str, out: Path | None, as_json: bool) -> int:
+def gating_fit(
+    counts: Path, top_k: int | None, only: str, measurement: str, out: Path | None, as_json: bool
+) -> int:
     """Fit a generator of expert loads to the measured ones in COUNTS, and print both.
 
     COUNTS is a CSV with layer,expert,count or layer_id,expert_id,count (and, for several measurements,
@@ -470,11 +477,14 @@ def gating_fit(counts: Path, top_k: int | None, only: str, out: Path | None, as_
     and how its curve is bent. Exit status 1 where a Gini coefficient is off by more than 0.02 or a busiest
     expert by more than 10 %.
     """
-    from clustersim.study.gating_fit import fit, read, summary, write
+    from clustersim.study.gating_fit import fit, read, summary, the_only, write
 
-    fits = [fit(routing) for routing in read(counts, top_k or 0, only)]
+    chosen = read(counts, top_k or 0, only, measurement)
     if out is not None:
-        write(fits, counts, out)
+        the_only(chosen)
+    fits = [fit(routing) for routing in chosen]
+    if out is not None:
+        write(fits[0], counts, out)
     found = summary(fits, counts)
     if as_json:
         _print_json(found)
@@ -526,6 +536,7 @@ def catalogue(section: str, name: str, as_json: bool) -> None:
     _print_page(lambda console: show_entry(found, console) if name else show_listing(found, console))
 
 
+cli.add_command(_dag)
 cli.add_command(_stress)
 cli.add_command(_rebalance)
 cli.add_command(_trace)

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,15 @@ def print_text(text: str) -> None:
         from clustersim.errors import ClustersimError
 
         raise ClustersimError(f"standard output: {error.strerror or error}") from error
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Results of any length on standard output, as they come."""
+    try:
+        for line in lines:
+            click.echo(line, nl=False)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

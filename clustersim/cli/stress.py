@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from clustersim.cli.benches import bench_in
 from clustersim.cli.options import JSON, SCENARIO, SEED, SET
-from clustersim.cli.output import bar_and_lines, print_json, print_page, warn
+from clustersim.cli.output import print_json, print_page
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from clustersim.study.cases import Base, Bench
+    from clustersim.cli.benches import At
+    from clustersim.study.cases import Base
 
 
 @click.command()
@@ -155,23 +154,7 @@ def _map_regimes(call: _StressCall, axes: str, against: Path | None, other: tupl
         print_page(lambda console: show_map(found, console, folder))
 
 
-@contextmanager
-def _bench(
-    call: _StressCall, folder: Path
-) -> Iterator[tuple[Bench, Callable[[Callable[[Console], None]], None], Callable[[int, int], None]]]:
-    """Workers, a way to print a page while the bar stands, and the bar."""
-    from clustersim.study.cases import Bench
-    from clustersim.study.stress import KEPT, check_folder
+def _bench(call: _StressCall, folder: Path) -> AbstractContextManager[At]:
+    from clustersim.study.cases import figures_of
 
-    check_folder(folder)
-    with (
-        Bench(call.workers, folder / KEPT, call.resume) as bench,
-        bar_and_lines(call.as_json) as (tell, put),
-    ):
-        if call.resume:
-            warn(f"{bench.resumed} cases are done already", call.as_json)
-        try:
-            yield bench, put, tell
-        except KeyboardInterrupt:
-            warn(f"{bench.done} finished cases are kept in {folder}; --resume goes on")
-            raise
+    return bench_in(folder, "stress", figures_of, call.workers, call.resume, call.as_json)

@@ -81,7 +81,7 @@ class Ledger:
         self._waits: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}
         #: (operator, phase, kind, algorithm) → how often, bytes
         self._exchanges: dict[Key, tuple[int, float]] = {}
-        self._prices: dict[tuple[str, PriceKey], tuple[int, float, float]] = {}
+        self._prices: dict[tuple[str, PriceKey], tuple[int, float, float, float]] = {}
         self._token_waits: dict[str, TokenWaits] = {}
 
     def write(self, batch: TokenBatch) -> int:
@@ -118,12 +118,13 @@ class Ledger:
 
     def _priced(self, batch: TokenBatch) -> None:
         """Counts where the durations of a batch's operators come from."""
-        for key, (count, seconds, outside) in batch.prices.items():
-            held = self._prices.get((batch.phase, key), (0, 0.0, 0.0))
+        for key, (count, seconds, outside, launch) in batch.prices.items():
+            held = self._prices.get((batch.phase, key), (0, 0.0, 0.0, 0.0))
             self._prices[batch.phase, key] = (
                 held[0] + count,
                 held[1] + seconds,
                 max(held[2], outside),
+                held[3] + launch,
             )
 
     def _choices(self, batch: TokenBatch) -> None:
@@ -318,6 +319,8 @@ class Ledger:
         there = np.where(tokens > 0, arrivals(meeting, exchange.groups)[:, :, holder], np.nan)
         nobody = ~(tokens > 0).any(axis=1)
         waits = waits_of(there, tokens, begun, size)
+        # The last exchange before the experts: the dispatch, or what sharers of an expert gather after it.
+        over = block.end[place, int(jobs.first.min()) - 1]
         held = self._token_waits.setdefault(block.batch.phase, TokenWaits())
         held.add(waits.seconds, waits.tokens)
         self._recorder.rows(
@@ -335,6 +338,7 @@ class Ledger:
             done=np.where(size > 0, ends, begun[..., :1]).max(axis=2).ravel(),
             length=np.where(there <= begun.min(axis=2)[:, None, :], tokens, 0).sum(axis=1).ravel(),
             wait=waits.total().ravel(),
+            behind=waits.behind(over).ravel(),
             wait_p50=waits.quantile(0.5).ravel(),
             wait_p99=waits.quantile(0.99).ravel(),
             wait_max=waits.longest().ravel(),
@@ -380,7 +384,7 @@ class Ledger:
             )
         self._recorder.rows("link_use", **self.links.rows())
         for phase, priced in sorted(self._prices):
-            count, seconds, outside = self._prices[phase, priced]
+            count, seconds, outside, launch = self._prices[phase, priced]
             self._recorder.rows(
                 "prices",
                 **priced._asdict(),
@@ -388,6 +392,7 @@ class Ledger:
                 count=count,
                 seconds=seconds,
                 outside=outside,
+                launch=launch,
             )
         for name, phase, layer in sorted(self._waited_for):
             waited = self._waited_for[name, phase, layer]

@@ -72,14 +72,27 @@ class Waits:
     together.
 
     seconds, tokens  float64[G, X, C]; NaN and 0 for a piece that is none
+    begun            float64[G, X, C] when each was begun to be served, s
+    complete         float64[G, X, C] when all was there that is served together with it, s
     """
 
     seconds: np.ndarray
     tokens: np.ndarray
+    begun: np.ndarray
+    complete: np.ndarray
 
     def total(self) -> np.ndarray:
         """float64[G, C] token-seconds."""
         found: np.ndarray = np.where(self.tokens > 0, self.seconds * self.tokens, 0.0).sum(axis=1)
+        return found
+
+    def behind(self, over: np.ndarray) -> np.ndarray:
+        """What of the total was spent behind other work of the rank, float64[G, C] token-seconds.
+
+        over  float64[G, C] before this the rank was in the exchange that brings the tokens, s
+        """
+        late = self.begun - np.maximum(self.complete, over[:, None])
+        found: np.ndarray = np.where(self.tokens > 0, late * self.tokens, 0.0).sum(axis=1)
         return found
 
     def longest(self) -> np.ndarray:
@@ -105,7 +118,9 @@ def waits_of(there: np.ndarray, tokens: np.ndarray, begun: np.ndarray, size: np.
     size    float64[G, C, K] tokens of each part
     """
     if begun.shape[2] == 1:
-        return Waits(begun[:, None, :, 0] - there, tokens.astype(float))
+        start = np.broadcast_to(begun[:, None, :, 0], there.shape)
+        last = np.broadcast_to(np.fmax.reduce(there, axis=1, keepdims=True), there.shape)
+        return Waits(start - there, tokens.astype(float), start, last)
     order = np.argsort(there, axis=1)
     came = np.take_along_axis(there, order, axis=1)[..., None]
     each = np.take_along_axis(tokens, order, axis=1)[..., None].astype(float)
@@ -114,10 +129,13 @@ def waits_of(there: np.ndarray, tokens: np.ndarray, begun: np.ndarray, size: np.
     # Tokens of a piece are those of a sender that a part serves: where both intervals overlap.
     overlap = np.minimum(upto, served) - np.maximum(upto - each, served - size[:, None])
     overlap = np.maximum(overlap, 0.0)
-    seconds = np.where(overlap > 0, begun[:, None] - came, np.nan)
+    arrived = np.where(overlap > 0, came, np.nan)
+    last = np.fmax.reduce(arrived, axis=1, keepdims=True)
+    columns = [begun[:, None] - arrived, overlap, begun[:, None], last]
     groups, _, copies, _ = overlap.shape
     flat = (groups, -1, copies)
-    return Waits(seconds.transpose(0, 1, 3, 2).reshape(flat), overlap.transpose(0, 1, 3, 2).reshape(flat))
+    pieces = (np.broadcast_to(column, overlap.shape) for column in columns)
+    return Waits(*(piece.transpose(0, 1, 3, 2).reshape(flat) for piece in pieces))
 
 
 class TokenWaits:

@@ -39,6 +39,8 @@ class Bill:
     planned: float
     before: float
     foreseen: float
+    wished: float = nan
+    outcome: str = "too_late"
     ready: float = nan
     began: float = nan
     ended: float = nan
@@ -55,11 +57,13 @@ class Plan:
     """New places, and what has to move for them.
 
     copies  int32[L, C]
+    wished  int[L, C] what the policy asked for, layers that gain too little to move among it
     layers  those with new places, in the order in which they move, some at a time
     moves   of all of them
     """
 
     copies: np.ndarray
+    wished: np.ndarray
     layers: list[list[int]]
     moves: list[Move]
 
@@ -226,9 +230,10 @@ class Rebalancer:
         bill = Bill(self._window[0].start, self._env.now, float(now.mean()), float(now.mean()))
         self.bills.append(bill)
         if bill.before < self._how.threshold:
-            bill.ready = self._env.now
+            bill.ready, bill.outcome = self._env.now, "below_threshold"
             return
         plan = self._better(load, now)
+        bill.wished = float(self._imbalance(load, plan.wished).mean())
         bill.foreseen = float(self._imbalance(load, plan.copies).mean())
         self._busy = True
         if self._stops and not self._how.planning_time and plan.layers:
@@ -254,7 +259,7 @@ class Rebalancer:
             copies[layer] = settled(layout.copies[layer], wished[layer], ranks, domain)
             needed += moves(layer, layout.copies[layer], copies[layer], ranks, domain)
         changed = np.flatnonzero((copies != layout.copies).any(axis=1)).tolist()
-        return Plan(copies, chunks(changed, self._stages, self._how.layers_at_once), needed)
+        return Plan(copies, wished, chunks(changed, self._stages, self._how.layers_at_once), needed)
 
     # ---- moving ----------------------------------------------------------------------------------
 
@@ -262,7 +267,9 @@ class Rebalancer:
         """From the observed loads to the new places."""
         yield self._env.timeout(self._how.planning_time)
         bill.ready = self._env.now
-        if plan.layers:
+        if not plan.layers:
+            bill.outcome = "nothing_better"
+        else:
             if self._stops:
                 yield from self._halt()
             # The last pass may have ended meanwhile: nobody moves weights for nothing.
@@ -286,7 +293,7 @@ class Rebalancer:
         gate.succeed()
 
     def _move_all(self, plan: Plan, bill: Bill) -> Process:
-        bill.began = self._env.now
+        bill.began, bill.outcome = self._env.now, "moved"
         old = self.layout.copies
         for layers in plan.layers:
             some = [one for one in plan.moves if one.layer in layers]

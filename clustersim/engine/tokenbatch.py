@@ -15,8 +15,10 @@ from clustersim.physics.calibration import ORIGINS
 from clustersim.physics.compute import price_operators
 from clustersim.physics.exchanges import Routes
 from clustersim.physics.kernels import Priced
+from clustersim.physics.launches import launch_seconds
 from clustersim.plan.layout import Layout
 from clustersim.plan.stepgraph import Operator, StepGraph
+from clustersim.spec.hardware import Gpu
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,12 +77,13 @@ class PriceKey(NamedTuple):
 class Prepared:
     """A graph with its prices; shared by all passes that look alike.
 
-    prices  key → operators over all ranks, their seconds, octaves beyond what was measured at most
+    prices  key → operators over all ranks, their seconds, octaves beyond what was measured at most, and
+            seconds of launches among theirs
     """
 
     graph: StepGraph
     programs: tuple[Program, ...]
-    prices: Mapping[PriceKey, tuple[int, float, float]]
+    prices: Mapping[PriceKey, tuple[int, float, float, float]]
 
 
 def prepare(graph: StepGraph, layout: Layout) -> Prepared:
@@ -90,7 +93,7 @@ def prepare(graph: StepGraph, layout: Layout) -> Prepared:
     found = price_operators(operators, layout.topology.gpu, layout.deployment.kernels)
     seconds = {i: _launched(graph.operators[i], one) for i, one in zip(computing, found, strict=True)}
     programs = tuple(_program(graph, stage, seconds) for stage in range(len(graph.ranks)))
-    return Prepared(graph, programs, _counted(operators, found))
+    return Prepared(graph, programs, _counted(operators, found, layout.topology.gpu))
 
 
 def _launched(op: Operator, found: Priced) -> np.ndarray:
@@ -99,21 +102,23 @@ def _launched(op: Operator, found: Priced) -> np.ndarray:
 
 
 def _counted(
-    operators: Sequence[Operator], found: Sequence[Priced]
-) -> dict[PriceKey, tuple[int, float, float]]:
-    counted: dict[PriceKey, tuple[int, float, float]] = {}
+    operators: Sequence[Operator], found: Sequence[Priced], gpu: Gpu
+) -> dict[PriceKey, tuple[int, float, float, float]]:
+    counted: dict[PriceKey, tuple[int, float, float, float]] = {}
     for op, one in zip(operators, found, strict=True):
         seconds, call = _launched(op, one), op.call
         assert call is not None
+        launch = np.minimum(launch_seconds(call, gpu, one.basis), seconds)
         basis = "" if one.basis is None else " ".join(one.basis[1:])
         for origin in np.flatnonzero(np.bincount(one.origin)).tolist():
             here = one.origin == origin
             key = PriceKey(op.name, call.kernel, call.format, basis, ORIGINS[origin])
-            count, sum_of, most = counted.get(key, (0, 0.0, 0.0))
+            count, sum_of, most, launches = counted.get(key, (0, 0.0, 0.0, 0.0))
             counted[key] = (
                 count + int(here.sum()),
                 sum_of + float(seconds[here].sum()),
                 max(most, float(one.outside[here].max())),
+                launches + float(launch[here].sum()),
             )
     return counted
 

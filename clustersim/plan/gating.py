@@ -69,18 +69,28 @@ class Ask:
 
 
 def even(tokens: np.ndarray, share: np.ndarray, top_k: int, rng: Generator) -> np.ndarray:
-    """Every expert gets the same, to within one token, by dealing the choices out in turn.
+    """Every expert gets the same, to within one token, by dealing the choices out round by round.
+
+    A round deals every expert once, in an order of its own: in one order for all of them, sources a few
+    places apart would send to the same few servers, which no even load does.
 
     tokens   int[R] tokens of each source rank
     share    float64[E]; only its length matters here
-    Returns  int64[R, E]
+    Returns  int64[R, E], of no source more choices of an expert than it has tokens
     """
     experts = share.shape[-1]
-    choices = tokens.astype(np.int64) * top_k
-    first = np.cumsum(choices) - choices
-    whole, left = np.divmod(choices, experts)
-    turn = (np.arange(experts) - first[:, None]) % experts
-    return np.asarray(whole[:, None] + (turn < left[:, None]))
+    whole, left = np.divmod(tokens.astype(np.int64) * top_k, experts)
+    found = np.repeat(whole[:, None], experts, axis=1)
+    end = np.cumsum(left)
+    order = np.empty(-(-int(left.sum()) // experts) * experts, dtype=np.int64)
+    for dealt in range(0, len(order), experts):
+        # Who goes on into the next round has had some of its experts already.
+        source = int(np.searchsorted(end, dealt, side="right"))
+        had = order[end[source] - left[source] : dealt]
+        turn = rng.permutation(experts)
+        order[dealt : dealt + experts] = turn[np.argsort(np.isin(turn, had), kind="stable")]
+    np.add.at(found, (np.repeat(np.arange(len(tokens)), left), order[: left.sum()]), 1)
+    return found
 
 
 def drawn(tokens: np.ndarray, share: np.ndarray, top_k: int, rng: Generator) -> np.ndarray:
@@ -145,7 +155,17 @@ def _odds_by_rank(shares: bytes, top_k: int) -> np.ndarray:
 
 
 def _simple(ask: Ask, layer: int, share: np.ndarray) -> np.ndarray:
+    if ask.gating.skew == "even":
+        return _dealt(ask.tokens.astype(np.int64).tobytes(), len(share), ask.model.top_k, ask.seed)
     return GATINGS[ask.gating.skew](ask.tokens, share, ask.model.top_k, ask.rng(layer))
+
+
+@lru_cache(maxsize=64)
+def _dealt(tokens: bytes, experts: int, top_k: int, seed: int) -> np.ndarray:
+    # Even load is the same in every layer and pass: passes that look alike are lowered once.
+    return even(
+        np.frombuffer(tokens, dtype=np.int64), np.ones(experts), top_k, stream(seed, "gating", "even")
+    )
 
 
 def _simple_choices(ask: Ask, layer: int, share: np.ndarray) -> Chosen:

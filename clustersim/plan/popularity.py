@@ -7,8 +7,9 @@ layer and the step alone: any step can be asked for without those before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import groupby
 from statistics import NormalDist
 
 import numpy as np
@@ -19,18 +20,18 @@ from clustersim.seeds import stream
 from clustersim.spec.model import Model
 from clustersim.spec.routing import unpacked
 from clustersim.spec.scenario import Scenario
-from clustersim.spec.workload import Gating, LayerCurve
+from clustersim.spec.workload import Gating, LayerCurve, burst_experts, fewest_hot
 
 #: Halvings of an interval of exponents; the last is below what a float can tell apart.
 _HALVINGS = 60
 #: Widest lognormal that is tried, as standard deviation of the logarithm.
 _WIDEST = 100.0
+#: Spans of layers that a sentence names.
+_SPANS = 6
 #: Waves whose sum is a drifting score.
 _WAVES = 32
 #: Correlation of two normal scores at which that of their ranks is one half: 2 sin(pi / 12).
 _HALF = 2.0 * np.sin(np.pi / 12.0)
-#: Of a burst: one expert in so many is hot.
-_BURST_OF = 8
 
 
 def settled(scenario: Scenario) -> Gating:
@@ -67,6 +68,52 @@ def load_shares(gating: Gating, model: Model, seed: int, step: int = 0) -> np.nd
     )
 
 
+def stand_ins(gating: Gating, model: Model) -> list[str]:
+    """Sentences on what fitted or measured popularity stands for: which layers, of how many choices."""
+    if gating.skew == "fitted":
+        return _standing(sorted(curve.layer for curve in gating.layers), "fitted", model)
+    if gating.skew != "replayed" or not gating.content:
+        return []
+    measured = unpacked(gating.content)
+    notes = _standing(measured.layers, "measured", model)
+    if measured.top_k not in (0, model.top_k):
+        notes.append(f"Measured with top-{measured.top_k}; a token of {model.name} takes top-{model.top_k}.")
+    if measured.again:
+        notes.append(
+            f"{measured.again:,} rows of the measured counts name an expert of a layer once more; they are "
+            "added up."
+        )
+    return notes
+
+
+def _standing(known: Sequence[int], what: str, model: Model) -> list[str]:
+    """Sentences on layers that others stand for, and on those that stand for none."""
+    layers = [layer for layer in range(model.layers) if model.has_experts(layer)]
+    of = {layer: min(known, key=lambda one: abs(one - layer)) for layer in layers}
+    spans = [
+        f"{_span([layer for layer, _ in run])} as layer {stands}"
+        for stands, some in groupby(((n, one) for n, one in of.items() if n != one), key=lambda pair: pair[1])
+        for run in [list(some)]
+    ]
+    notes = []
+    if spans:
+        more = f" and {len(spans) - _SPANS} more" if len(spans) > _SPANS else ""
+        said = ", ".join(spans[:_SPANS]) + more
+        notes.append(f"Layers that were not {what} have the popularity of the nearest one that was: {said}.")
+    left = [layer for layer in known if layer not in of.values()]
+    if left:
+        few = ", ".join(map(str, left[:_SPANS])) + (" ..." if len(left) > _SPANS else "")
+        notes.append(
+            f"{len(left)} {what} layer{'s' * (len(left) > 1)} ({few}) stand{'s' * (len(left) == 1)} for no "
+            f"layer with experts of {model.name}."
+        )
+    return notes
+
+
+def _span(layers: Sequence[int]) -> str:
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+
+
 def gini(load: np.ndarray) -> np.ndarray:
     """Gini coefficient of each row: 0 all alike, 1 - 1 / E one has it all.
 
@@ -97,10 +144,14 @@ def _wished(gating: Gating, experts: int, top_k: int) -> np.ndarray:
 
 
 def _hot(gating: Gating, experts: int, top_k: int) -> np.ndarray:
-    hot = min(max(gating.hot_experts, 1), experts)
+    hot = min(_hot_experts(gating, top_k), experts)
     share = np.full(experts, (1.0 - gating.hot_share) / max(experts - hot, 1))
     share[:hot] = gating.hot_share / hot
     return capped(share / share.sum(), top_k)
+
+
+def _hot_experts(gating: Gating, top_k: int) -> int:
+    return gating.hot_experts or fewest_hot(gating.hot_share, top_k)
 
 
 @lru_cache(maxsize=1024)
@@ -206,7 +257,7 @@ def _ranked(gating: Gating, experts: int, layer: int, seed: int, step: int, top_
 
 
 def _on_rank(gating: Gating, experts: int, layer: int, seed: int, step: int, top_k: int) -> np.ndarray:
-    first = gating.hot_rank * max(gating.hot_experts, 1)
+    first = gating.hot_rank * _hot_experts(gating, top_k)
     return np.asarray(np.roll(_hot(gating, experts, top_k), first))
 
 
@@ -273,14 +324,15 @@ def _bursting(share: np.ndarray, gating: Gating, layer: int, seed: int, step: in
     if burst == 0 or since >= gating.burst_steps:
         return share
     experts = len(share)
-    hot = stream(seed, "gating", "burst", burst, layer).permutation(experts)[: max(experts // _BURST_OF, 1)]
+    hot = stream(seed, "gating", "burst", burst, layer).permutation(experts)[: burst_experts(experts)]
     mixed = (1.0 - gating.burst_share) * share
     mixed[hot] += gating.burst_share / len(hot)
     return capped(mixed, top_k)
 
 
 def _rotating(share: np.ndarray, gating: Gating, layer: int, seed: int, step: int, top_k: int) -> np.ndarray:
-    return np.roll(share, step // gating.rotate_every * max(gating.hot_experts, 1))
+    onward = _hot_experts(gating, top_k) if gating.skew == "hot" else max(gating.hot_experts, 1)
+    return np.roll(share, step // gating.rotate_every * onward)
 
 
 MOTIONS: dict[str, Callable[[np.ndarray, Gating, int, int, int, int], np.ndarray]] = {

@@ -85,11 +85,10 @@ def _throughput(summary: Summary, console: Console) -> None:
     rates = summary["throughput"]
     total, output, read = (rates[f"{side}_tokens_per_second"] for side in ("total", "output", "input"))
     if total is not None:
-        put_line(
-            console,
-            f"  {said_count(total)} tokens/s  (output {said_count(output)}, input {said_count(read)})",
-            "bold green",
-        )
+        dropped = rates.get("dropped_share")
+        lost = f" ({said_share(dropped)} of assignments dropped)" if dropped else ""
+        sides = f"(output {said_count(output)}, input {said_count(read)})"
+        put_line(console, f"  {said_count(total)} tokens/s{lost}  {sides}", "bold green")
 
 
 def _latency(summary: Summary, console: Console) -> None:
@@ -259,10 +258,13 @@ def _experts(summary: Summary, console: Console) -> None:
     ]
     put_table(console, ["mean", "p50", "p99", "max"], rows)
     slow = experts["slowest"]
-    if slow["mean"] > 0:
-        where = f"expert {slow['expert']} of layer {slow['layer']} on rank {slow['rank']}"
-        found = f"{said_time(slow['mean'])} on average, p99 {said_time(slow['p99'])}"
-        put_paragraph(console, "  ", f"longest in the queue of {where}: {found}")
+    for where, found in (
+        ("queue wait on average", experts["queue_wait"]),
+        (f"slowest is expert {slow['expert']} of layer {slow['layer']} on rank {slow['rank']}", slow),
+    ):
+        served = f", {said_time(found['service'])} in service" if found is slow else ""
+        waits = f"{said_time(found['coming'])} for tokens still to come, {said_time(found['behind'])}"
+        put_paragraph(console, "  ", f"{where}: {waits} behind other work{served}")
 
 
 def _rebalancing(summary: Summary, console: Console) -> None:
@@ -356,8 +358,10 @@ def _beside(summary: Summary, console: Console) -> None:
             ("ttft", "TTFT", said_time),
             ("step", "step", said_time),
             ("imbalance", "busiest rank", said_ratio),
+            ("dropped_share", "dropped", said_share),
         )
-        if (there := other["found"][key]) is not None
+        if (there := other["found"].get(key)) is not None
+        and (key != "dropped_share" or there or summary["throughput"]["dropped_share"])
     ]
     put_section(console, f"Beside it: {printable(other['label'])}", ["there", "here/there"], rows)
 

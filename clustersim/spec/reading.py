@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from clustersim.errors import Mistake, ScenarioError
 from clustersim.spec.checks import Parts, check, gpu_count, gpu_of
+from clustersim.spec.choices import laid_over, unused
 from clustersim.spec.deployment import Deployment
 from clustersim.spec.documents import (
     Document,
@@ -23,7 +24,6 @@ from clustersim.spec.documents import (
     Origin,
     dotted,
     origin_of,
-    overlay,
     plain,
     read_document,
 )
@@ -54,6 +54,8 @@ Found: TypeAlias = tuple[KeyPath, str]
 
 #: Mistakes that are listed; a file with more is not mended one by one.
 MOST_MISTAKES = 50
+#: Characters of a message. Two dozen names that may be chosen fit.
+_LONGEST = 2000
 
 
 def read_scenario(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
@@ -87,8 +89,11 @@ def _read(shown: str, overrides: Sequence[str]) -> Scenario:
     root = resolver.scenario(document, values)
     for text in overrides:
         root = _overridden(root, text, Document(shown, main.parent, command_line=True), resolver)
-    root = with_placement(root, resolver)
+    root = resolver.replayed(with_placement(root, resolver))
     scenario, found = _validated(plain(root), resolver.broken)
+    if () not in resolver.broken:  # or a default would be taken for what the unread file chooses
+        wrong = {place for place, _ in found}
+        found += [(place, problem) for place, problem in unused(root) if place not in wrong]
     if NAMED in resolver.broken:  # told already
         found = [(place, problem) for place, problem in found if place != NAMED]
     findings = [*resolver.findings, *(Finding(origin_of(root, place), problem) for place, problem in found)]
@@ -195,8 +200,8 @@ def _mistake(finding: Finding, line: int | None, main: str) -> Mistake:
 
 def _one_line(text: str) -> str:
     """Without line breaks and control characters, which a quoted value may hold, and not endless."""
-    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:600])
-    return shown if len(shown) <= 600 and len(text) <= 600 else f"{shown[:590]} ..."
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:_LONGEST])
+    return shown if max(len(shown), len(text)) <= _LONGEST else f"{shown[: _LONGEST - 10]} ..."
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -217,7 +222,7 @@ def _overridden(root: Node, text: str, options: Document, resolver: Resolver) ->
         return root
     for name in reversed(keys):
         content = {name: content}
-    return overlay(root, resolver.layer(options, content))
+    return laid_over(root, resolver.layer(options, content))
 
 
 def _option_value(text: str) -> Any:

@@ -12,13 +12,14 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from clustersim.errors import nearest
 from clustersim.spec import huggingface
+from clustersim.spec.choices import changed, laid_over
 from clustersim.spec.documents import (
     NO_FILE,
     Document,
@@ -35,7 +36,7 @@ from clustersim.spec.documents import (
     read_json,
     tree,
 )
-from clustersim.spec.routing import packed, read_routing
+from clustersim.spec.routing import NoSuchMeasurement, Routing, choose, packed, read_routing
 
 #: Endings of files of measured counts.
 COUNTS = (".csv", ".npz", ".npy", ".json", ".jsonl")
@@ -160,7 +161,7 @@ class Resolver:
         if reference is None:
             return above
         found = self._file(reference, (), chain)
-        return above if found is None else overlay(self._extended(*found), above)
+        return above if found is None else laid_over(self._extended(*found), above)
 
     def _resolved(self, node: Node, kind: Kind, path: KeyPath, chain: Chain) -> Node:
         """The node with every reference in it replaced by what it names."""
@@ -174,12 +175,6 @@ class Resolver:
         for key, nested in kind.nested.items():
             if key in children:
                 children[key] = self._resolved(children[key], nested, (*path, key), chain)
-        if kind is SCENARIO and "gating" in children:
-            children["gating"] = self._replayed(children["gating"], chain)
-        beside = children.get("beside")
-        if kind is SCENARIO and isinstance(beside, Table) and "gating" in beside.children:
-            other = {**beside.children, "gating": self._replayed(beside.children["gating"], chain)}
-            children["beside"] = replace(beside, children=other)
         written = replace(table, children=children)
         if reference is None:
             return written
@@ -241,33 +236,47 @@ class Resolver:
             children[key] = tree(value, origin) if isinstance(value, dict) else Leaf(value, origin)
         return Table(children, here, replaces=True)
 
-    def _replayed(self, gating: Node, chain: Chain) -> Node:
-        """The gating with the content of the measured counts that it names, unless it carries it already."""
-        named = gating.children.get("counts") if isinstance(gating, Table) else None
-        if not isinstance(gating, Table) or not isinstance(named, Leaf) or "content" in gating.children:
+    def replayed(self, root: Node) -> Node:
+        """The scenario with the content of the measured counts that its gatings name.
+
+        Last of all, because an option may choose one of several measurements of a file that is named below.
+        """
+        for path in (("gating",), ("beside", "gating")):
+            root = changed(root, path, partial(self._with_content, path=path))
+        return root
+
+    def _with_content(self, gating: Table, path: KeyPath) -> Table:
+        """The gating with what is measured, unless it carries it already."""
+        skew, named, carried = (_text(gating, key) for key in ("skew", "counts", "content"))
+        if skew != "replayed" or not named or carried:
             return gating
-        name, namer = named.value, named.origin.document
-        if not isinstance(name, str) or not name:
-            return gating
-        suffix = os.path.splitext(name)[1]
-        problem = "" if suffix in COUNTS else f"is no file of counts; they end in {', '.join(COUNTS)}"
-        problem = problem or _refused_name(name, suffix)
-        file = Path() if problem else Path(os.path.realpath(namer.folder / name))
-        problem = problem or _refused_file(name, file, chain)
-        content = ""
+        counts = gating.children["counts"]
+        wished, content = gating.children.get("measurement"), ""
         try:
-            measured = [] if problem else read_routing(file)
-            if len(measured) > 1:
-                problem = f"holds {len(measured)} measurements; one is wanted: {measured[0].name}, ..."
-            elif measured:
-                content = packed(measured[0])
+            content = packed(
+                choose(self._measured(named, counts.origin.document), _text(gating, "measurement"))
+            )
+        except NoSuchMeasurement as error:
+            self._note((wished or counts).origin, f'"{named}" {error.problem}', path)
         except DocumentError as error:
-            at = f"line {error.line} " if error.line else ""
-            problem = f"{at}{error.problem}{'' if error.line else _near_file(file.parent, name)}"
+            at = f", line {error.line}" if error.line else ""
+            self._note(counts.origin, f'"{named}"{at}: {error.problem}', path)
+        return replace(gating, children={**gating.children, "content": Leaf(content, counts.origin)})
+
+    def _measured(self, name: str, namer: Document) -> list[Routing]:
+        """The measurements of a file of counts. Raises DocumentError."""
+        suffix = os.path.splitext(name)[1]
+        if suffix not in COUNTS:
+            raise DocumentError(f"is no file of counts; they end in {', '.join(COUNTS)}")
+        file = Path(os.path.realpath(namer.folder / name)) if "\0" not in name else Path()
+        problem = _refused_name(name, suffix) or _refused_file(name, file, (self.main,))
         if problem:
-            self._note(named.origin, f'"{name}" {problem}', ("gating",))
-        children = {**gating.children, "content": Leaf(content, named.origin)}
-        return replace(gating, children=children)
+            raise DocumentError(problem)
+        try:
+            return read_routing(file)
+        except DocumentError as error:
+            near = _near_file(file.parent, name) if error.problem == NO_FILE else ""
+            raise DocumentError(f"{error.problem}{near}", error.line) from None
 
     def _file(self, reference: Node, path: KeyPath, chain: Chain) -> tuple[Table, Chain] | None:
         """The tree of a referenced file and the chain that leads on from it, or None."""
@@ -371,3 +380,9 @@ def _near_file(folder: Path, name: str) -> str:
     except OSError:
         return ""
     return nearest(os.path.basename(name), [other for other in names if other != os.path.basename(name)])
+
+
+def _text(table: Table, key: str) -> str:
+    """A text of a table; empty where it is not there, or is none: that is told where types are."""
+    child = table.children.get(key)
+    return child.value if isinstance(child, Leaf) and isinstance(child.value, str) else ""

@@ -163,6 +163,7 @@ _SENTENCES: dict[str, Callable[[Any, Mapping[str, Any]], str]] = {
     "greater_than_equal": lambda value, ctx: f"{shown(value)} is too small; at least {ctx['ge']} is allowed",
     "greater_than": lambda value, ctx: f"{shown(value)} is too small; it must be more than {ctx['gt']}",
     "less_than_equal": lambda value, ctx: f"{shown(value)} is too large; at most {ctx['le']} is allowed",
+    "less_than": lambda value, ctx: f"{shown(value)} is too large; it must be less than {ctx['lt']:g}",
     "string_too_short": lambda value, ctx: "must not be empty",
     "string_too_long": lambda value, ctx: f"is too long; at most {ctx['max_length']} characters are allowed",
     "string_pattern_mismatch": lambda value, ctx: (

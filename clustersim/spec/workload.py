@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -61,10 +62,13 @@ class LayerCurve(Value):
 
 
 class Gating(Value):
-    """How popular the experts are, and how that changes.
+    """How popular the experts are, and how that changes. A key that the skew, or the motion, has no use for
+    is an error; a file or a --set that names a skew (or motion) puts aside what the files it extends, and
+    options before it, had said for others.
 
     Popularity is the share of all choices of a layer that an expert gets. A token takes `top_k` different
-    experts, so that no share exceeds 1 / top_k: what a law would give beyond goes to the others.
+    experts, so that no share exceeds 1 / top_k: what zipf or measured counts would give beyond goes to the
+    others; a `hot_share`, `burst_share` or `gini` beyond is an error.
 
     skew             even: every expert gets the same; uniform: every token draws at random, all experts
                      alike; zipf: popularity of rank r is r ** -exponent; gini: lognormal with the wished
@@ -74,16 +78,18 @@ class Gating(Value):
                      `clustersim gating fit` writes them; replayed: the measured `counts`
     exponent         of zipf
     gini             Gini coefficient of the popularity; for topics of every topic's
-    hot_experts      how many are hot; 0: one, for hot_rank all that the rank holds
+    hot_experts      how many are hot; 0: as few as can get `hot_share`, for hot_rank all that the rank holds
     hot_share        their share of all choices
     hot_rank         EP rank
     topics           how many there are
     topic_exponent   how much more often some are asked about: topic r has a share of r ** -topic_exponent
     topic_requests   requests at a time on one shard of the attention, each about one topic
     layers           of fitted: a table per layer
+    fitted_experts   of fitted: experts of a layer that was fitted; the model must have as many; 0: not said
     counts           of replayed: CSV with layer_id,expert_id,count or layer,expert,count; or npz or npy with
                      expert ids [tokens, layers, top_k], which are drawn again token by token; relative to
                      the file that names it
+    measurement      which of several in that file: words of its name that no other has
     content          what stood in that file, packed; written, so that a result needs no further file
     motion           still; drifting: experts change ranks, half of the rank correlation is gone after
                      `half_life`; bursting: every `burst_every` steps, for `burst_steps`, a new hot topic of
@@ -97,7 +103,8 @@ class Gating(Value):
     correlation      between the ranks that an expert has in two layers: 0 none, 1 the same order everywhere
     shuffle          popularity ranks are shuffled per layer; otherwise expert 0 is the hottest everywhere
     capacity_factor  an expert takes at most this many times its even share of an EP group's choices, the
-                     others are dropped, of every source in proportion; 0: no bound
+                     others are dropped, of every source in proportion; it takes one at least, however
+                     small the factor, and what is dropped stands beside tokens/s; 0: no bound
     node_limited     a token's experts lie in `groups_chosen` of the model's `expert_groups`
     """
 
@@ -113,7 +120,9 @@ class Gating(Value):
     topic_exponent: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
     topic_requests: Annotated[int, Field(ge=1, le=100_000)] = 8
     layers: tuple[LayerCurve, ...] = ()
+    fitted_experts: Whole = 0
     counts: str = ""
+    measurement: str = ""
     content: str = ""
     motion: Literal["still", "drifting", "bursting", "rotating"] = "still"
     half_life: Annotated[float, Field(gt=0.0, le=1e9)] = 100.0
@@ -132,8 +141,24 @@ class Gating(Value):
         return tuple(value) if isinstance(value, list) else value
 
 
+#: Of a burst: one expert in so many is hot.
+_BURST_OF = 8
+
+
+def burst_experts(experts: int) -> int:
+    """How many of a layer's experts a burst makes hot."""
+    return max(experts // _BURST_OF, 1)
+
+
+def fewest_hot(share: float, top_k: int) -> int:
+    """The fewest experts that can get a share of all choices, of which one gets 1 / top_k at most."""
+    return max(ceil(share * top_k - 1e-9), 1)
+
+
 class Beside(Value):
     """The same scenario under another gating, run with the same random numbers and set beside the result.
+
+    Faults of the hottest GPU befall the same GPU in both runs: the one that is hottest in the scenario.
 
     label   what it is, in a few words
     gating  in place of the scenario's

@@ -171,7 +171,9 @@ class Bench:
         self._work = work
         self._pool: ProcessPoolExecutor | None = None
         self._strangers = {child.pid for child in multiprocessing.active_children()}
-        self._done: dict[str, tuple[str, Outcome]] = _read_kept(kept) if resume and kept else {}
+        # Figures of another work would be others of the same scenarios.
+        self._name = getattr(work, "__name__", type(work).__name__)
+        self._done: dict[str, tuple[str, Outcome]] = _read_kept(kept, self._name) if resume and kept else {}
         self.resumed = len(self._done)
         if kept is not None and kept.exists():
             self._rewrite()
@@ -286,7 +288,8 @@ class Bench:
 
     def _line(self, key: str) -> str:
         name, outcome = self._done[key]
-        entry = {"key": key, "case": name, "figures": outcome.figures, "error": outcome.error}
+        entry = {"key": key, "work": self._name, "case": name}
+        entry |= {"figures": outcome.figures, "error": outcome.error}
         return json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
 
     def _rewrite(self) -> None:
@@ -343,8 +346,8 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _read_kept(path: Path) -> dict[str, tuple[str, Outcome]]:
-    """What an earlier call left; lines that are not whole are as if they were not there."""
+def _read_kept(path: Path, work: str) -> dict[str, tuple[str, Outcome]]:
+    """What an earlier call left by the same work; lines that are not whole are as if they were not there."""
     found: dict[str, tuple[str, Outcome]] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -355,7 +358,8 @@ def _read_kept(path: Path) -> dict[str, tuple[str, Outcome]]:
     for line in lines:
         try:
             entry = json.loads(line)
-            found[entry["key"]] = (entry["case"], Outcome(entry["figures"], entry["error"]))
+            if entry["work"] == work:
+                found[entry["key"]] = (entry["case"], Outcome(entry["figures"], entry["error"]))
         except (ValueError, KeyError, TypeError):
             continue
     return {key: value for key, value in found.items() if key.endswith(code_digest())}

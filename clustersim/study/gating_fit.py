@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clustersim.errors import ClustersimError
+from clustersim.errors import ClustersimError, nearest
 from clustersim.plan.conditional import counts, log_odds, suffixes
-from clustersim.plan.popularity import fitted_curve, gini, load_shares, settled
+from clustersim.plan.popularity import fitted_curve, gini, load_shares, settled, stand_ins
 from clustersim.seeds import stream
 from clustersim.spec.documents import DocumentError
-from clustersim.spec.routing import Routing, read_routing
+from clustersim.spec.routing import NoSuchMeasurement, Routing, choose, listed, read_routing
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import LayerCurve
 
@@ -44,25 +44,43 @@ class Fit:
     drawn: np.ndarray
 
 
-def read(path: Path, top_k: int = 0, only: str = "") -> list[Routing]:
-    """The measurements of a file whose names hold `only`.
+def read(path: Path, top_k: int = 0, only: str = "", measurement: str = "") -> list[Routing]:
+    """The measurements of a file whose names hold `only`, or the one that is called `measurement`.
 
+    top_k    experts of a token, where the file does not say
     Raises   ClustersimError that names the file, the line and what is wanted
     """
     try:
-        found = read_routing(path, top_k)
+        found = read_routing(path)
+        chosen = [choose(found, measurement)] if measurement else found
+    except NoSuchMeasurement as error:
+        raise ClustersimError(f"--measurement: {path} {error.problem}") from None
     except DocumentError as error:
         at = f":{error.line}" if error.line else ""
         raise ClustersimError(f"{path}{at}: {error.problem}") from None
-    chosen = [routing for routing in found if only.casefold() in routing.name.casefold()]
+    chosen = [routing for routing in chosen if only.casefold() in routing.name.casefold()]
     if not chosen:
-        names = ", ".join(routing.name for routing in found[:12])
-        raise ClustersimError(f'--only "{only}": {path} holds {names}')
-    for routing in chosen:
-        if routing.top_k > routing.counts.shape[1]:
-            experts = routing.counts.shape[1]
-            raise ClustersimError(f"{path}: top-{routing.top_k} of {experts} experts; give a smaller --top-k")
-    return chosen
+        near = nearest(only, [routing.name for routing in found])
+        raise ClustersimError(
+            f'--only "{only}": {path} holds no such measurement{near}; there are {listed(found)}'
+        )
+    return [_with_top_k(routing, top_k, path) for routing in chosen]
+
+
+def _with_top_k(routing: Routing, top_k: int, path: Path) -> Routing:
+    """The measurement with what the file does not say."""
+    experts = routing.counts.shape[1]
+    if top_k and routing.top_k not in (0, top_k):
+        said = f'{path} says top-{routing.top_k} of "{routing.name}" itself'
+        raise ClustersimError(f"--top-k {top_k}: {said}; leave it out")
+    if routing.top_k > experts:
+        said = f"{experts} expert{'s' * (experts > 1)}, fewer than the {routing.top_k} of a token"
+        raise ClustersimError(f'{path}: "{routing.name}" has {said}')
+    if top_k > experts:
+        raise ClustersimError(
+            f"--top-k {top_k}: {path} has experts 0 to {experts - 1}; at most {experts} can be"
+        )
+    return replace(routing, top_k=routing.top_k or top_k)
 
 
 def fit(routing: Routing, seed: int = 0) -> Fit:
@@ -118,7 +136,8 @@ def _draw(
 
 def summary(fits: Sequence[Fit], path: Path) -> dict[str, Any]:
     """What `clustersim gating fit --json` prints: measured beside fitted, layer by layer."""
-    return {"file": str(path), "measurements": [_measurement(one) for one in fits]}
+    within = {"gini": GINI_WITHIN, "max_over_mean": PEAK_WITHIN}
+    return {"file": str(path), "within": within, "measurements": [_measurement(one) for one in fits]}
 
 
 def _measurement(one: Fit) -> dict[str, Any]:
@@ -144,6 +163,7 @@ def _measurement(one: Fit) -> dict[str, Any]:
         "name": one.routing.name,
         "top_k": one.routing.top_k or None,
         "experts": int(one.routing.counts.shape[1]),
+        "named_again": one.routing.again,
         "layers": layers,
         "worst_gini_error": max(row["gini_error"] for row in layers),
         "worst_max_over_mean_error": max(row["max_over_mean_error"] for row in layers),
@@ -175,21 +195,25 @@ def to_toml(one: Fit, path: Path) -> str:
         f"  {{ layer = {c.layer}, gini = {c.gini:.5f}, peak = {c.peak:.5g}, bend = {c.bend:.2f} }},\n"
         for c in one.curves
     )
+    experts = one.routing.counts.shape[1]
     said = "".join(letter if letter.isprintable() else "?" for letter in f"{one.routing.name}, {path.name}")
-    return f'# Fitted to {said}\n[gating]\nskew = "fitted"\nlayers = [\n{rows}]\n'
+    return f'# Fitted to {said}\n[gating]\nskew = "fitted"\nfitted_experts = {experts}\nlayers = [\n{rows}]\n'
 
 
-def write(fits: Sequence[Fit], path: Path, out: Path) -> None:
-    """Writes the [gating] table; of one measurement only.
+def the_only(chosen: Sequence[Routing]) -> Routing:
+    """The one measurement there is. Raises ClustersimError where there are several: a [gating] is of one."""
+    if len(chosen) > 1:
+        raise ClustersimError(
+            f"--out takes one of {len(chosen)} measurements; choose by --measurement: {listed(chosen)}"
+        )
+    return chosen[0]
 
-    Raises   ClustersimError where there are several, or the file cannot be written
-    """
-    if len(fits) > 1:
-        names = ", ".join(f'"{one.routing.name}"' for one in fits[:12])
-        raise ClustersimError(f"--out takes one of {len(fits)} measurements; choose by --only: {names}")
+
+def write(one: Fit, path: Path, out: Path) -> None:
+    """Writes the [gating] table. Raises ClustersimError where the file cannot be written."""
     part = out.with_name(f"{out.name}.part")
     try:
-        part.write_text(to_toml(fits[0], path), encoding="utf-8")
+        part.write_text(to_toml(one, path), encoding="utf-8")
         os.replace(part, out)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -233,6 +257,7 @@ def look(scenario: Scenario) -> dict[str, Any]:
             for layer in layers
         ],
         "steps": moves,
+        "notes": stand_ins(gating, model),
     }
 
 

@@ -23,6 +23,7 @@ from clustersim.plan.parameters import (
     expert_parameters,
     total_parameters,
 )
+from clustersim.plan.popularity import stand_ins
 from clustersim.plan.stepgraph import StepGraph
 from clustersim.plan.topology import summary as topology_summary
 from clustersim.serving.arrivals import requests
@@ -54,7 +55,7 @@ def preview(scenario: Scenario, layout: Layout) -> dict[str, Any]:
     Returns  name, model, memory, groups, placement (of experts: what imbalance it and others leave;
              None without experts), topology, phases (operators and bounds of the first step of each), notes
     """
-    passes = _first_steps(scenario)
+    passes = first_steps(scenario)
     routes = Routes(layout, measured(layout.topology, scenario.network.startup))
     return {
         "name": scenario.name,
@@ -120,7 +121,7 @@ def _groups(scenario: Scenario, layout: Layout) -> list[dict[str, Any]]:
     return found
 
 
-def _first_steps(scenario: Scenario) -> dict[str, list[Pass]]:
+def first_steps(scenario: Scenario) -> dict[str, list[Pass]]:
     """The passes of the first step of every phase."""
     shards = scenario.deployment.data_parallel
     batch = next(requests(scenario.workload, scenario.seed))
@@ -241,4 +242,5 @@ def _notes(scenario: Scenario, layout: Layout) -> list[str]:
             "Links go down in this scenario, and flows then take other paths; the network bound is that of "
             "the usual paths. A run reckons each step's bound from the paths that were taken."
         )
+    notes += stand_ins(scenario.gating, model)
     return [*notes, *filter(None, [left_out(layout.topology, scenario.network.startup)])]

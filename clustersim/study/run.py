@@ -14,11 +14,12 @@ from clustersim.engine.faults import link_faults
 from clustersim.engine.simulation import simulate
 from clustersim.errors import ClustersimError, Mistake, ScenarioError, StuckError
 from clustersim.physics.fidelity import wait as wait
-from clustersim.plan.layout import Layout, lay_out
+from clustersim.plan.layout import Layout, hottest_rank, lay_out
 from clustersim.plan.memory import does_not_fit, pass_tokens, slots_of
+from clustersim.plan.popularity import stand_ins
 from clustersim.spec.reading import gpu_of, read_scenario
 from clustersim.spec.scenario import Scenario
-from clustersim.spec.workload import TraceLevel
+from clustersim.spec.workload import Fault, TraceLevel
 from clustersim.spec.writing import scenario_hash, to_toml, toml_value
 from clustersim.trace.record import Trace
 from clustersim.trace.results import SCENARIO, check_place, newest, read_summary, write_result
@@ -163,6 +164,7 @@ def run_scenario(scenario: Scenario, shown: str = "", tell: Tell = lambda done, 
         "phase": scenario.workload.phase,
         "claimed": dict(scenario.claimed) if scenario.claimed else None,
         "scenario": to_toml(scenario),
+        "gating": " ".join(stand_ins(scenario.gating, scenario.model)),
     }
     try:
         trace = simulate(scenario, layout, facts, tell)
@@ -183,6 +185,7 @@ _BESIDE = {
     "ttft": ("latency", "ttft", "mean"),
     "step": ("latency", "step", "mean"),
     "imbalance": ("experts", "imbalance", "mean"),
+    "dropped_share": ("throughput", "dropped_share"),
 }
 
 
@@ -194,10 +197,29 @@ def with_beside(result: Result, shown: str = "", tell: Tell = lambda done, all_:
     scenario = result.scenario
     if scenario.beside is None:
         return result
-    changes = {"gating": scenario.beside.gating, "beside": None, "trace": TraceLevel(level="sums")}
+    changes = {
+        "gating": scenario.beside.gating,
+        "faults": _same_gpus(scenario),
+        "beside": None,
+        "trace": TraceLevel(level="sums"),
+    }
     other = run_scenario(scenario.model_copy(update=changes), shown, tell).summary
     beside = set_beside(scenario.beside.label, result.summary, other)
     return replace(result, summary={**result.summary, "beside": beside})
+
+
+def _same_gpus(scenario: Scenario) -> tuple[Fault, ...]:
+    """The faults, those of the hottest GPU on the one that is it here.
+
+    Under another gating it may be another GPU, and two machines would be compared.
+    """
+    if all(fault.gpu != "hottest" for fault in scenario.faults):
+        return scenario.faults
+    rank = hottest_rank(scenario, lay_out(scenario))
+    return tuple(
+        fault.model_copy(update={"gpu": rank}) if fault.gpu == "hottest" else fault
+        for fault in scenario.faults
+    )
 
 
 def set_beside(label: str, summary: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,8 @@ WORSE = 1.2
 PARTS = ("suite", "breaking", "help")
 
 REPORT = "stress.json"
+#: Questions that leave their cases in a folder → the file of the answer.
+REPORTS = {"stress": REPORT, "rebalance": "rebalance.json"}
 KEPT = "cases.jsonl"
 
 
@@ -132,24 +134,27 @@ def prepared(wish: Wish) -> tuple[Base, Scenario]:
     return base, base.scenario()
 
 
-def folder_of(scenario: Scenario, out: Path | None, *about: str) -> Path:
-    """Where the answer lies: `out`, or results/<name>-stress-<hash>.
+def folder_of(scenario: Scenario, out: Path | None, *about: str, question: str = "stress") -> Path:
+    """Where the answer lies: `out`, or results/<name>-<question>-<hash>.
 
-    about    what else decides which cases are run
+    about     what else decides which cases are run
+    question  of REPORTS
     """
     text = "\0".join((scenario_hash(scenario), *about))
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return out if out is not None else Path("results") / f"{scenario.name}-stress-{digest}"
+    return out if out is not None else Path("results") / f"{scenario.name}-{question}-{digest}"
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, question: str = "stress") -> None:
     """Raises ResultError, before anything is run, where something else than such an answer lies."""
     if folder.exists() and not folder.is_dir():
         raise ResultError(f"{folder}: is not a folder; a result cannot be written there")
-    mine = any((folder / name).is_file() for name in (REPORT, KEPT))
+    report, others = REPORTS[question], [name for key, name in REPORTS.items() if key != question]
+    kept = (folder / KEPT).is_file() and not any((folder / name).is_file() for name in others)
+    mine = kept or (folder / report).is_file()
     if folder.is_dir() and not mine and any(folder.iterdir()):
         raise ResultError(
-            f"{folder}: holds files but no {REPORT}, so it is not such a result and is left alone"
+            f"{folder}: holds files but no {report}, so it is not such a result and is left alone"
         )
 
 
@@ -439,12 +444,15 @@ def _helped(help_: Mapping[str, Any]) -> Iterator[str]:
 _WORTH = 0.02
 
 
-def save(found: Mapping[str, Any], folder: Path, drawings: Mapping[str, str]) -> None:
+def save(
+    found: Mapping[str, Any], folder: Path, drawings: Mapping[str, str], question: str = "stress"
+) -> None:
     """Writes the answer and its drawings, each whole or not at all.
 
     drawings  file name → SVG text
+    question  of REPORTS
     Raises    ResultError where that is not possible
     """
     for name, text in drawings.items():
         write_whole(folder / name, text)
-    write_whole(folder / REPORT, json_text(found))
+    write_whole(folder / REPORTS[question], json_text(found))

@@ -14,10 +14,11 @@ from math import floor
 from clustersim.plan.layout import Layout, lay_out
 from clustersim.spec.deployment import HELD_ONCE
 from clustersim.spec.scenario import Scenario
+from clustersim.spec.workload import burst_experts
 from clustersim.spec.writing import toml_value
 from clustersim.units import exact
 
-#: Share of all choices that go to what is hot, in every case with something hot.
+#: Share of all choices that go to what is hot, in every case with something hot; or the most it can get.
 HOT_SHARE = 0.5
 #: How many times slower a slow GPU is, and a throttled one while it is throttled.
 SLOW_GPU = 1.5
@@ -64,6 +65,20 @@ class Site:
         """Experts that one rank holds when each stands once."""
         return max(self.experts // self.ep, 1)
 
+    def hot_share(self, experts: int) -> float:
+        """HOT_SHARE, or hundredths below what so many experts can get: a token takes none twice."""
+        return min(HOT_SHARE, floor(100 * experts / max(self.scenario.model.top_k, 1)) / 100)
+
+    @property
+    def few(self) -> int:
+        """Experts of a small hot set."""
+        return max(self.experts // 32, 2)
+
+    @property
+    def spread(self) -> int:
+        """Experts of a hot set that lies on many ranks."""
+        return max(self.experts // 4, 2)
+
 
 def site_of(scenario: Scenario, steps: int, step: float) -> Site:
     """Trouble is put on the EP rank in the middle: neither the first, which many defaults name, nor the last.
@@ -103,17 +118,17 @@ def gini(value: float) -> tuple[str, ...]:
     return ("gating.skew=gini", f"gating.gini={value:g}", _STILL, "workload.shard_skew=0")
 
 
-def _hot(experts: int) -> tuple[str, ...]:
+def _hot(site: Site, experts: int) -> tuple[str, ...]:
     return (
         "gating.skew=hot",
         f"gating.hot_experts={experts}",
-        f"gating.hot_share={HOT_SHARE}",
+        f"gating.hot_share={site.hot_share(experts):g}",
         _STILL,
         "workload.shard_skew=0",
     )
 
 
-def _hot_rank(site: Site, share: float = HOT_SHARE) -> tuple[str, ...]:
+def _hot_rank(site: Site, share: float) -> tuple[str, ...]:
     rank = f"gating.hot_rank={site.ep_rank}"
     held = f"gating.hot_experts={site.each}"
     return (
@@ -127,11 +142,11 @@ def _hot_rank(site: Site, share: float = HOT_SHARE) -> tuple[str, ...]:
 
 
 def _hot_set(site: Site) -> tuple[str, ...]:
-    return _hot(max(site.experts // 32, 2))
+    return _hot(site, site.few)
 
 
 def _hot_spread(site: Site) -> tuple[str, ...]:
-    return _hot(max(site.experts // 4, 2))
+    return _hot(site, site.spread)
 
 
 def _rotating(site: Site) -> tuple[str, ...]:
@@ -146,7 +161,7 @@ def _burst(site: Site) -> tuple[str, ...]:
         "gating.motion=bursting",
         f"gating.burst_every={every}",
         f"gating.burst_steps={max(every // 2, 1)}",
-        f"gating.burst_share={HOT_SHARE}",
+        f"gating.burst_share={site.hot_share(burst_experts(site.experts)):g}",
         "workload.shard_skew=0",
     )
 
@@ -172,7 +187,7 @@ def _throttled(site: Site) -> str:
 class Stress:
     """One kind of trouble.
 
-    what       a sentence with `{}` places for the fields of the site
+    what       a sentence with `{}` places for the fields of the site and shares of all choices
     overrides  what it changes
     needs      keys of NEEDS: without these it would be no trouble
     """
@@ -187,7 +202,16 @@ class Stress:
 
     def said(self, site: Site) -> str:
         """The sentence for this deployment."""
-        return self.what.format(site=site, spread=max(site.experts // 4, 2), few=max(site.experts // 32, 2))
+        share = {
+            name: f"{site.hot_share(experts):.0%}"
+            for name, experts in (
+                ("few", site.few),
+                ("spread", site.spread),
+                ("each", site.each),
+                ("burst", burst_experts(site.experts)),
+            )
+        }
+        return self.what.format(site=site, share=share)
 
 
 #: Without what a stress does not apply → why not, empty where it does.
@@ -218,17 +242,17 @@ STRESSES: Mapping[str, Stress] = {
         for value in (0.4, 0.6)
     },
     "hot_set": Stress(
-        f"{{few}} of {{site.experts}} experts, others in every layer, take {HOT_SHARE:.0%} of all choices",
+        "{site.few} of {site.experts} experts, others in every layer, take {share[few]} of all choices",
         _hot_set,
         ("experts", "ranks"),
     ),
     "hot_rank": Stress(
-        f"the experts on EP rank {{site.ep_rank}} take {HOT_SHARE:.0%} of all choices in every layer",
-        _hot_rank,
+        "the experts on EP rank {site.ep_rank} take {share[each]} of all choices in every layer",
+        lambda site: _hot_rank(site, site.hot_share(site.each)),
         ("experts", "ranks"),
     ),
     "hot_spread": Stress(
-        f"{{spread}} experts, on many ranks, take {HOT_SHARE:.0%} of all choices",
+        "{site.spread} experts, on many ranks, take {share[spread]} of all choices",
         _hot_spread,
         ("experts", "ranks"),
     ),
@@ -248,7 +272,7 @@ STRESSES: Mapping[str, Stress] = {
         ("experts", "ranks", "steps"),
     ),
     "burst": Stress(
-        f"real text, and now and then a hot topic with {HOT_SHARE:.0%} of all choices",
+        "real text, and now and then a hot topic with {share[burst]} of all choices",
         _burst,
         ("experts", "ranks", "steps"),
     ),
@@ -270,7 +294,7 @@ STRESSES: Mapping[str, Stress] = {
     ),
     "hot_on_slow_gpu": Stress(
         "hot_rank and slow_gpu at once: what most tokens want stands on the slow GPU",
-        lambda site: (*_hot_rank(site), slow_gpu(site, SLOW_GPU)),
+        lambda site: (*_hot_rank(site, site.hot_share(site.each)), slow_gpu(site, SLOW_GPU)),
         ("experts", "ranks"),
     ),
 }

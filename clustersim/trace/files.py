@@ -28,7 +28,14 @@ TRACE_VERSION = 4
 READABLE = (3, 4)
 
 #: What version 4 added: (table, column) → what stands there in an older trace; tables are empty there.
-_ADDED: dict[tuple[str, str], float] = {("spans", "group"): -1, ("spans", "priced"): nan}
+_ADDED: dict[tuple[str, str], float | str] = {
+    ("spans", "group"): -1,
+    ("spans", "priced"): nan,
+    ("prices", "launch"): nan,
+    ("experts", "behind"): nan,
+    ("rebalances", "outcome"): "unknown",
+    ("rebalances", "wished"): nan,
+}
 _ADDED_TABLES = ("span_links", "link_use", "kv_use")
 
 _ROW_GROUP = 1 << 20
@@ -166,9 +173,15 @@ def _read_table(
     return {
         name: _column(found, name, dtype, path)
         if name in wanted
-        else np.full(rows, _ADDED[table, name], dtype=dtype)
+        else _filled(rows, _ADDED[table, name], dtype)
         for name, (dtype, _) in chosen.items()
     }
+
+
+def _filled(rows: int, what: float | str, dtype: str) -> np.ndarray | Text:
+    if isinstance(what, str):
+        return Text(np.zeros(rows, dtype="int32"), (what,))
+    return np.full(rows, what, dtype=dtype)
 
 
 def _check_about(path: Path, about: Mapping[bytes, bytes], table: str, version: int) -> None:

@@ -143,6 +143,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "count": ("int64", "operators so priced, over all ranks"),
         "seconds": ("float64", "their durations, added up over all ranks, s"),
         "outside": ("float64", "the furthest beyond what was measured, octaves"),
+        "launch": ("float64", "of these seconds, those of launches by the kernels' formulas, s"),
     },
     "links": {
         "link": ("int32", "link number"),
@@ -185,6 +186,11 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "done": ("float64", "when it had served it, s"),
         "length": ("int64", "tokens in the queue when service began"),
         "wait": ("float64", "time in the queue summed over its tokens, token-seconds"),
+        "behind": (
+            "float64",
+            "of this, the time when all was there that is served together and the rank did other work "
+            "first, token-seconds; before that, tokens wait for those still to come",
+        ),
         "wait_p50": ("float64", "half of its tokens waited at most this, s; NaN if none came"),
         "wait_p99": ("float64", "99 in 100 of its tokens waited at most this, s; NaN if none came"),
         "wait_max": ("float64", "the longest that one of its tokens waited, s; NaN if none came"),
@@ -203,6 +209,11 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "observed": ("float64", "when the first step began whose loads it went by, s"),
         "planned": ("float64", "when planning began, with the loads of the steps done by then, s"),
         "ready": ("float64", "when the plan was there, s; NaN: the run was over before"),
+        "outcome": (
+            "text",
+            "moved: weights began to move; below_threshold: nothing was planned, as the imbalance was small; "
+            "nothing_better: no layer gained least_gain by the plan; too_late: the run was over before",
+        ),
         "began": ("float64", "when the first weights began to move, s; NaN: nothing moved"),
         "ended": ("float64", "when the last layer stood at its new places, s; NaN: it never did"),
         "layers": ("int32", "layers that came to stand at new places"),
@@ -213,6 +224,11 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
             "float64",
             "imbalance of the places as they were, under the observed loads: largest / "
             "mean tokens over the EP ranks, mean over layers; copies share their expert's tokens alike",
+        ),
+        "wished": (
+            "float64",
+            "the same of what the policy would have, layers that gain too little to move among it; NaN: it "
+            "was not asked",
         ),
         "foreseen": ("float64", "the same of the places as planned"),
         "after": ("float64", "the same under the loads of as many steps after the move; NaN: none came"),

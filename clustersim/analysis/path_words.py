@@ -1,0 +1,254 @@
+"""What stands beside the spans of a critical path: launches, links and tokens; and clauses that say it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from clustersim.analysis.latency import numbers, words
+from clustersim.analysis.span_blocks import Spans
+from clustersim.trace.record import Columns, Trace
+from clustersim.units import show
+
+_EXPERT = "expert_"
+#: A rank's time beyond the mean is told as a factor from here on.
+_WORTH_SAYING = 1.005
+
+
+class Facts:
+    """Looks up what other tables know of spans."""
+
+    def __init__(self, trace: Trace, spans: Spans) -> None:
+        self._trace = trace
+        self._spans = spans
+
+    # ---- launches ----------------------------------------------------------------------------------
+
+    def launch(self, rows: np.ndarray) -> np.ndarray:
+        """float64[n] s of launches in spans of operators; 0 where the trace does not say."""
+        spans = self._spans
+        phase = self._phase_code[spans.token_batch[rows]] if len(self._phase_code) else 0
+        found: np.ndarray = np.where(
+            spans.is_exchange[rows], 0.0, self._launches[phase, spans.operator[rows]]
+        )
+        return found
+
+    @property
+    def knows_launches(self) -> bool:
+        """Whether the trace says what launches cost."""
+        return bool(self._launches.any())
+
+    @cached_property
+    def _phase_code(self) -> np.ndarray:
+        """int[T] 1 where a token batch is of decode."""
+        passes, steps = self._trace.tables["token_batches"], self._trace.tables["steps"]
+        decode = np.zeros(int(numbers(steps, "step").max(initial=0)) + 1, dtype=np.int64)
+        decode[numbers(steps, "step")] = words(steps, "phase") == "decode"
+        of_pass = np.zeros(int(numbers(passes, "token_batch").max(initial=0)) + 1, dtype=np.int64)
+        of_pass[numbers(passes, "token_batch")] = decode[numbers(passes, "step")]
+        # Passes of a step that was not over when the trace ended stay with prefill.
+        return np.pad(of_pass, (0, max(0, int(self._spans.token_batch.max()) + 1 - len(of_pass))))
+
+    @cached_property
+    def _launches(self) -> np.ndarray:
+        """float64[2, operators] s of launches in one span, by phase and operator."""
+        table, names = self._trace.tables["prices"], self._spans.words
+        found = np.zeros((2, len(names)))
+        if "launch" not in table:
+            return found
+        count = np.zeros_like(found)
+        place = {name: i for i, name in enumerate(names)}
+        told = words(table, "phase"), words(table, "operator")
+        for phase, operator, launch, often in zip(
+            *told, numbers(table, "launch"), numbers(table, "count"), strict=True
+        ):
+            if operator in place and launch == launch:
+                at = int(phase == "decode"), place[operator]
+                found[at] += launch
+                count[at] += often
+        return np.divide(found, count, out=found, where=count > 0)
+
+    # ---- links -------------------------------------------------------------------------------------
+
+    @cached_property
+    def _links(self) -> Columns:
+        return self._trace.tables.get("span_links", {})
+
+    @cached_property
+    def _link_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Spans in ascending order, and their rows in `span_links`."""
+        if not self._links:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        span = numbers(self._links, "span")
+        order = np.argsort(span, kind="stable")
+        return span[order], order
+
+    def _link_row(self, rows: np.ndarray) -> np.ndarray:
+        """int64[n] rows of `span_links`, -1 for none."""
+        known, order = self._link_rows
+        if not len(known):
+            return np.full(len(rows), -1)
+        span = self._spans.span[rows]
+        at = np.minimum(np.searchsorted(known, span), len(known) - 1)
+        found: np.ndarray = np.where(known[at] == span, order[at], -1)
+        return found
+
+    def narrowest(self, rows: np.ndarray) -> np.ndarray:
+        """int64[n] the link that held up each exchange; -1 where the trace does not say."""
+        at = self._link_row(rows)
+        if not len(self._link_rows[0]):
+            return at
+        found: np.ndarray = np.where(at >= 0, numbers(self._links, "link")[at], -1)
+        return found
+
+    def link_seconds(self, rows: np.ndarray) -> np.ndarray:
+        """float64[n] s that all bytes of each exchange take over the link that held it up; inf where the
+        trace does not say, or where the link was slow meanwhile."""
+        link, found = self.narrowest(rows), np.full(len(rows), np.inf)
+        known = np.flatnonzero(link >= 0)
+        if len(known):
+            size = numbers(self._links, "all")[self._link_row(rows[known])]
+            found[known] = size / numbers(self._trace.tables["links"], "bandwidth")[link[known]]
+            found[known[self._slowed(rows[known], link[known])]] = np.inf
+        return found
+
+    def _slowed(self, rows: np.ndarray, link: np.ndarray) -> np.ndarray:
+        table, slowed = self._trace.tables["outages"], np.zeros(len(rows), dtype=bool)
+        start, end = self._spans.met[rows], self._spans.end[rows]
+        columns = (numbers(table, name) for name in ("link", "start", "end"))
+        for which, since, until in zip(*columns, strict=True):
+            slowed |= (link == which) & (start < until) & (end > since)
+        return slowed
+
+    # ---- experts -----------------------------------------------------------------------------------
+
+    def queued(self, rows: np.ndarray) -> np.ndarray:
+        """bool[n] whether a span of a path, latest first, serves an expert behind which others stand.
+
+        Where experts are served one by one, what comes next on the path is served after it by the same
+        rank: its tokens stood in a queue meanwhile. The last expert's tokens did not wait for themselves.
+        """
+        spans, behind = self._spans, np.zeros(len(rows), dtype=bool)
+        first = spans.words.index("expert_gemm_1") if "expert_gemm_1" in spans.words else -1
+        operator, is_exchange = spans.operator[rows].tolist(), spans.is_exchange[rows].tolist()
+        served = [word.startswith(_EXPERT) for word in spans.words]
+        # Jobs begun later in the same section, seen from the end.
+        later = 0
+        for i, code in enumerate(operator):
+            if is_exchange[i] or not served[code]:
+                later = 0
+                continue
+            behind[i] = later > 0
+            later += code == first
+        return behind
+
+    @cached_property
+    def _tokens(self) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+        """(token batch, layer) → rows of `experts`, and ranks there."""
+        table = self._trace.tables["experts"]
+        batch, layer = numbers(table, "token_batch"), numbers(table, "layer")
+        key = batch.astype(np.int64) * (int(layer.max(initial=0)) + 1) + layer
+        order = np.argsort(key, kind="stable")
+        cuts = np.flatnonzero(np.diff(key[order])) + 1
+        parts = np.split(order, cuts) if len(order) else []
+        return {
+            (int(batch[part[0]]), int(layer[part[0]])): (part, numbers(table, "rank")[part]) for part in parts
+        }
+
+    def load(self, row: int) -> tuple[int, float] | None:
+        """Tokens of a rank's experts and how many times the mean of ranks that is; None where unknown."""
+        spans = self._spans
+        held = self._tokens.get((int(spans.token_batch[row]), int(spans.layer[row])))
+        if held is None:
+            return None
+        rows, ranks = held
+        tokens = numbers(self._trace.tables["experts"], "tokens")[rows]
+        per_rank = np.bincount(ranks, weights=tokens)
+        mean = tokens.sum() / len(np.unique(ranks))
+        mine = int(per_rank[spans.rank[row]]) if spans.rank[row] < len(per_rank) else 0
+        return (mine, mine / mean) if mean else None
+
+    def served(self, row: int) -> tuple[int, int] | None:
+        """The expert that a span serves and its tokens, where the rank serves one by one; None if unknown."""
+        spans, table = self._spans, self._trace.tables["experts"]
+        held = self._tokens.get((int(spans.token_batch[row]), int(spans.layer[row])))
+        if held is None:
+            return None
+        rows = held[0][held[1] == spans.rank[row]]
+        begun, done = numbers(table, "served")[rows], numbers(table, "done")[rows]
+        fits = (begun <= spans.met[row]) & (done >= spans.end[row]) & (numbers(table, "tokens")[rows] > 0)
+        if not fits.any():
+            return None
+        best = rows[np.flatnonzero(fits)[int(np.argmin((done - begun)[fits]))]]
+        return int(numbers(table, "expert")[best]), int(numbers(table, "tokens")[best])
+
+    # ---- words -------------------------------------------------------------------------------------
+
+    def said(self, row: int, cause: str) -> str:
+        """What happened in a span, as a clause."""
+        say = {
+            "imbalance": self._said_imbalance,
+            "slow_gpu": self._said_slow,
+            "queue": self._said_queue,
+            "exchange": self._said_exchange,
+            "startup": self._said_startup,
+        }.get(cause)
+        operator = self._spans.operator_of(row)
+        if say is not None:
+            return say(row)
+        return {
+            "launch": f"launches {operator}",
+            "admission": "waits to be let into the first stage",
+        }.get(cause, f"computes {operator}")
+
+    def _said_imbalance(self, row: int) -> str:
+        operator, rank = self._spans.operator_of(row), self._spans.rank[row]
+        load = self.load(row) if operator.startswith(_EXPERT) else None
+        why = f"it has more to do in {operator} than the mean rank"
+        if load is not None:
+            why = f"{load[0]:,} tokens for its experts, {load[1]:.2f} x the mean"
+        return f"waiting for straggler rank {rank}: {why}"
+
+    def _said_slow(self, row: int) -> str:
+        spans = self._spans
+        factor = (spans.end[row] - spans.met[row]) / spans.priced[row]
+        times = f"{factor:.2f} x as long as priced" if factor >= _WORTH_SAYING else "longer than priced"
+        return f"waiting for straggler rank {spans.rank[row]}: its GPU takes {times}{self._fault(row)}"
+
+    def _fault(self, row: int) -> str:
+        table, spans = self._trace.tables["faults"], self._spans
+        place, kind = words(table, "place"), words(table, "kind")
+        start, end = numbers(table, "start"), numbers(table, "end")
+        for i in range(len(place)):
+            mine = place[i] in (f"rank {spans.rank[row]}", "all ranks")
+            if mine and start[i] <= spans.met[row] < end[i]:
+                return f" ({kind[i]})"
+        return ""
+
+    def _said_queue(self, row: int) -> str:
+        found = self.served(row)
+        rank = self._spans.rank[row]
+        if found is None:
+            return f"queue of rank {rank} behind another of its experts"
+        return f"queue of rank {rank} behind expert {found[0]} and its {found[1]:,} tokens"
+
+    def _said_exchange(self, row: int) -> str:
+        spans = self._spans
+        way = f"{spans.operator_of(row)} by {spans.algorithm_of(row)}" if spans.is_exchange[row] else ""
+        if not way:
+            return "waits for tokens that are still on their way to the rank's experts"
+        at = int(self._link_row(np.array([row]))[0])
+        if at < 0:
+            return f"bytes of {way}"
+        links = self._trace.tables["links"]
+        link = int(numbers(self._links, "link")[at])
+        own, size = (float(numbers(self._links, name)[at]) for name in ("own", "all"))
+        where = f"{words(links, 'source')[link]}->{words(links, 'target')[link]}"
+        others = size - own
+        # Bytes a link carries twice are not told as shared by half a byte.
+        shared = f", shared with {show(others, 'size')} of other ranks" if others > 0.5 else ", alone"
+        return f"{show(own, 'size')} of {way} on link {where}{shared}"
+
+    def _said_startup(self, row: int) -> str:
+        return f"launch, protocol and latency of {self._spans.operator_of(row)}"
