@@ -33,6 +33,11 @@ from clustersim.trace.record import Text, Trace
 #: What stands above links that are in no server.
 _FABRIC = -1
 
+#: What counters show.
+_KV = "KV blocks given out, on each GPU of the fullest stage"
+_QUEUE = "mean from the first arrival in a queue until it was served"
+_USE = "share of nominal bandwidth; bytes of an exchange are spread evenly over its time"
+
 
 class _Plan:
     """Tracks in the making, and which number each thing's track has."""
@@ -45,9 +50,9 @@ class _Plan:
         self.links: dict[LinkPlace, int] = {}
         self.uses: dict[int, int] = {}
 
-    def add(self, name: str, parent: int, kind: str, unit: str = "") -> int:
+    def add(self, name: str, parent: int, kind: str, unit: str = "", about: str = "") -> int:
         """A track behind all others; its number."""
-        self.tracks.append(Track(name, parent, kind, unit))
+        self.tracks.append(Track(name, parent, kind, unit, about))
         return len(self.tracks) - 1
 
 
@@ -87,9 +92,9 @@ def _plan_run(plan: _Plan, name: str, places: Sequence[RunPlace], shards: Sequen
     for what, lane in places:
         plan.run[what, lane] = top if what == "run" else plan.add(what, top, "slices")
     if shards:
-        group = plan.add("KV memory, on each GPU of the fullest stage", top, "group")
+        group = plan.add("KV memory", top, "group")
         for shard in shards:
-            plan.kv[shard] = plan.add(f"KV memory of shard {shard}", group, "counter", "bytes")
+            plan.kv[shard] = plan.add(f"KV memory of shard {shard}", group, "counter", "bytes", _KV)
     return top
 
 
@@ -129,7 +134,7 @@ def _plan_servers(
         for place in of_server.get(server, []):
             gpu, (_, what, _) = gpu_of[place[0]], place
             plan.gpus[place] = (
-                plan.add(f"{gpu} tokens in expert queues", top, "counter", "tokens")
+                plan.add(f"{gpu} tokens in expert queues", top, "counter", "tokens", _QUEUE)
                 if what == "queue"
                 else plan.add(f"{gpu} {what}", top, "slices")
             )
@@ -145,11 +150,17 @@ def _plan_links(
     busy: np.ndarray,
     labels: Sequence[str],
 ) -> None:
-    for link in links:
+    for link, name in zip(links, _short([labels[link] for link in links]), strict=True):
         for place in lanes_of.get(link, []):
-            plan.links[place] = plan.add(labels[link], parent, "slices")
+            plan.links[place] = plan.add(name, parent, "slices")
         if busy[link]:
-            plan.uses[link] = plan.add(f"{labels[link]} utilization", parent, "counter", "%")
+            plan.uses[link] = plan.add(f"{name} use", parent, "counter", "%", _USE)
+
+
+def _short(labels: Sequence[str]) -> Sequence[str]:
+    """Labels without what stands before the last stroke of a vertex: the server's name stands above them."""
+    short = [" → ".join(end.rpartition("/")[2] for end in label.split(" → ")) for label in labels]
+    return short if len(set(short)) == len(short) else labels
 
 
 def _on(slices: Slices, numbers_: Sequence[int]) -> Slices:

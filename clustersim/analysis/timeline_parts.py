@@ -22,12 +22,14 @@ class Track:
     parent  number of the track it belongs to, -1 for none; always less than its own
     kind    process, group, slices or counter
     unit    of a counter
+    about   what it shows, where the name does not say it
     """
 
     name: str
     parent: int
     kind: str
     unit: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

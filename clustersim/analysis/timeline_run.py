@@ -18,7 +18,7 @@ RunPlace = tuple[str, int]
 
 
 def run_slices(trace: Trace, part: Part) -> tuple[Slices, list[RunPlace]]:
-    """Slices whose `track` is yet the place in the list returned."""
+    """Slices, cut to the window, whose `track` is yet the place in the list returned."""
     steps, passes, faults = (trace.tables[name] for name in ("steps", "token_batches", "faults"))
     finish = float(trace.facts["simulated_seconds"])
     what = np.repeat(np.arange(len(RUN)), [1, *(len(numbers(t, "start")) for t in (steps, passes, faults))])
@@ -37,13 +37,16 @@ def run_slices(trace: Trace, part: Part) -> tuple[Slices, list[RunPlace]]:
         "micro-batch": _of(none, what, {2: numbers(passes, "microbatch")}),
         "tokens": _of(none, what, {1: read, 2: numbers(passes, "tokens")}),
         "slower by": _of(none * np.nan, what, {3: numbers(faults, "factor")}),
+        "takes, s": until - begin,
     }
     seen = (begin < min(part.window[1], finish)) & (until > part.window[0])
     if part.batches is not None:
-        seen &= (what != 2) | np.isin(_of(none, what, {2: numbers(passes, "token_batch")}), part.batches)
+        meant = numbers(passes, "step")[np.isin(numbers(passes, "token_batch"), part.batches)]
+        seen &= (about["step"] < 0) | np.isin(about["step"], meant)
     rows = np.flatnonzero(seen)
-    what, start = what[rows], nanoseconds(begin[rows])
-    end = nanoseconds(np.minimum(until[rows], finish))
+    # What reaches beyond the window is cut there, or a viewer would show mostly emptiness.
+    what, start = what[rows], nanoseconds(np.maximum(begin[rows], part.window[0]))
+    end = nanoseconds(np.minimum(until[rows], min(part.window[1], finish)))
     lane = lanes(what, start, end)
     most = int(lane.max(initial=0)) + 1
     distinct, where = np.unique(what * most + lane, return_inverse=True)

@@ -42,7 +42,7 @@ _CATEGORY, _ANNOTATION, _TYPE, _NAME, _TRACK_UUID = 3, 4, 9, 10, 11
 _COUNTER_VALUE, _FLOW, _FLOW_END = 44, 47, 48
 _BEGIN, _END, _COUNTER = 1, 2, 4
 # TrackDescriptor
-_UUID, _TRACK_NAME, _PARENT, _COUNTER_ABOUT, _ORDERING, _RANK = 1, 2, 5, 8, 11, 12
+_UUID, _TRACK_NAME, _PARENT, _COUNTER_ABOUT, _ORDERING, _RANK, _DESCRIPTION = 1, 2, 5, 8, 11, 12, 14
 _EXPLICIT = 3
 # CounterDescriptor: number and name of the unit; bytes are known by number, what has none by name
 _UNIT, _UNIT_NAME, _BYTES_UNIT = 3, 6, 3
@@ -146,6 +146,8 @@ def _descriptor(number: int, track: Track) -> bytes:
         content += number_field(_PARENT, track.parent + 1)
     content += number_field(_RANK, number) + number_field(_ORDERING, _EXPLICIT)
     content += bytes_field(_TRACK_NAME, track.name)
+    if track.about:
+        content += bytes_field(_DESCRIPTION, track.about)
     if track.kind == "counter":
         unit = (
             number_field(_UNIT, _BYTES_UNIT) if track.unit == "bytes" else bytes_field(_UNIT_NAME, track.unit)

@@ -155,12 +155,15 @@ def _steps(trace: Trace, word: str) -> list[int]:
 
 def _unrecorded(trace: Trace, window: Sequence[float]) -> list[str]:
     """What is missing because it was never recorded."""
+    notes = []
     begin, end = recorded(trace)
     if begin >= end:
-        return ["no spans were recorded: run the scenario with --set trace.level=spans"]
-    if begin <= window[0] and window[1] <= end:
-        return []
-    return [
-        f"spans were recorded from {show(max(begin, 0.0), 'time')} to {show(end, 'time')} only "
-        "(trace.steps, trace.window)"
-    ]
+        notes.append("no spans were recorded: run the scenario with --set trace.level=spans")
+    elif begin > window[0] or window[1] > end:
+        first, last = (show(time, "time") for time in (max(begin, 0.0), min(end, window[1])))
+        notes.append(f"spans were recorded from {first} to {last} only (trace.steps, trace.window)")
+    if numbers(trace.tables["links"], "bytes").any() and not len(numbers(trace.tables["link_use"], "link")):
+        notes.append(
+            "an older version recorded this result, without link utilization over time and KV memory"
+        )
+    return notes
