@@ -19,7 +19,9 @@ from hypothesis.strategies import integers, lists, tuples
 from inspected import opened, small
 from scenarios import parallel
 
+from clustersim.analysis.chosen import Chosen, part_of
 from clustersim.analysis.latency import numbers, words
+from clustersim.analysis.timeline_gpus import arrows_of, laid, stream_slices
 from clustersim.analysis.timeline_links import homes
 from clustersim.analysis.timeline_parts import lanes, nanoseconds, spelled, steps_of
 from clustersim.cli import _status
@@ -245,13 +247,26 @@ def test_with_flows_an_arrow_joins_every_sender_and_receiver(tmp_path: Path) -> 
     assert drawn == {row for row in sent if row[3] != row[4]}
 
 
-def test_too_many_arrows_leave_those_that_came_last(tmp_path: Path) -> None:
-    result = opened(tmp_path, small("flows", workload={"decode_steps": 1}))
-    count = len(spans(result, "span")[0])
-    every = exported(result, tmp_path, most=max(count, 1000))
-    few = exported(result, tmp_path, most=count)
-    assert len(ends_of(few)) <= len(ends_of(every))
-    assert len(few.slices) == len(every.slices)
+def test_of_too_many_arrows_those_of_the_last_flow_to_each_remain(tmp_path: Path) -> None:
+    trace = opened(tmp_path, small("flows", workload={"decode_steps": 1})).trace
+    part = part_of(trace, Chosen())
+    placed = laid(trace, part)
+    slices, own = stream_slices(trace, placed, {place: n for n, place in enumerate(placed.places)})
+    every = arrows_of(trace, part.rows, slices, own, most=1_000_000)
+    few = arrows_of(trace, part.rows, slices, own, most=1)
+    assert set(few.target.tolist()) == set(every.target.tolist())
+    assert len(set(few.target.tolist())) == len(few) == len(every) - few.left < len(every)
+    spans_, flows = trace.tables["spans"], trace.tables["flows"]
+    at = dict(zip(own.tolist(), part.rows.tolist(), strict=True))
+    for source, target in zip(few.source.tolist(), few.target.tolist(), strict=True):
+        sender, row = at[source], at[target]
+        same = (words(flows, "operator") == words(spans_, "operator")[row]) & (
+            numbers(flows, "target") == numbers(spans_, "rank")[row]
+        )
+        for column in ("token_batch", "layer"):
+            same &= numbers(flows, column) == numbers(spans_, column)[row]
+        last = numbers(flows, "end") == numbers(flows, "end")[same].max()
+        assert numbers(spans_, "rank")[sender] in numbers(flows, "source")[same & last]
 
 
 # ---- counters -----------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from clustersim.analysis.timeline_links import (
     link_slices,
     use_points,
 )
-from clustersim.analysis.timeline_parts import Counters, Slices, Timeline, Track
+from clustersim.analysis.timeline_parts import Arrows, Counters, Slices, Timeline, Track
 from clustersim.analysis.timeline_run import RunPlace, kv_points, run_slices, shards_of
 from clustersim.trace.record import Text, Trace
 
@@ -68,13 +68,14 @@ def timeline(trace: Trace, chosen: Chosen) -> Timeline:
     waiting = [(rank, "queue", 0) for rank in queueing(trace, part, chosen.ranks)]
     _plan_servers(trace, plan, top, [*spans.places, *waiting], link_places, carrying(trace, part) & drawn)
     streams, own = stream_slices(trace, spans, plan.gpus)
+    arrows = arrows_of(trace, part.rows, streams, own, chosen.most)
     return Timeline(
         name=str(trace.facts["name"]),
         tracks=plan.tracks,
         streams=streams,
         links=_on(links, [plan.links[place] for place in link_places]),
         run=_on(run, [plan.run[place] for place in run_places]),
-        arrows=arrows_of(trace, part.rows, streams, own, chosen.most),
+        arrows=arrows,
         counters=_together(
             kv_points(trace, part, plan.kv),
             queue_points(trace, part, plan.gpus),
@@ -82,8 +83,17 @@ def timeline(trace: Trace, chosen: Chosen) -> Timeline:
         ),
         window=part.window,
         spans=len(part.rows),
-        notes=part.notes,
+        notes=(*part.notes, *_thinned(arrows)),
     )
+
+
+def _thinned(arrows: Arrows) -> list[str]:
+    if not arrows.left:
+        return []
+    return [
+        f"left out {arrows.left:,} arrows: of those into each slice only that of the flow that came last is "
+        "drawn, as there are more than --most allows"
+    ]
 
 
 def _plan_run(plan: _Plan, name: str, places: Sequence[RunPlace], shards: Sequence[int]) -> int:

@@ -207,7 +207,7 @@ def arrows_of(trace: Trace, rows: np.ndarray, slices: Slices, own: np.ndarray, m
     position = _looked_up(numbers(spans, "span")[rows], np.arange(len(rows)), numbers(spans, "after")[rows])
     target = np.flatnonzero(position >= 0)
     source = position[target]
-    sent, received = _sent(trace, rows, most)
+    sent, received, left = _sent(trace, rows, most)
     # What is known of the senders themselves says more than who was waited for.
     kept = ~np.isin(target, np.unique(received))
     source, target = (np.concatenate(pair) for pair in ((source[kept], sent), (target[kept], received)))
@@ -216,14 +216,17 @@ def arrows_of(trace: Trace, rows: np.ndarray, slices: Slices, own: np.ndarray, m
     source, target = pairs[0], pairs[1]
     # A slice that ends as it begins has no room for an arrow.
     drawn = (slices.track[source] != slices.track[target]) & (slices.start[source] < slices.end[target])
-    return Arrows(source[drawn], target[drawn])
+    return Arrows(source[drawn], target[drawn], left)
 
 
-def _sent(trace: Trace, rows: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """int64[a] chosen spans that sent and those that received, pair by pair; none without flows."""
+def _sent(trace: Trace, rows: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """int64[a] chosen spans that sent and those that received, pair by pair, and how many pairs are left out.
+
+    There are none without flows.
+    """
     flows, spans = trace.tables["flows"], trace.tables["spans"]
     if not len(numbers(flows, "source")) or not len(rows):
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), 0
     batch = numbers(flows, "token_batch").astype(np.int64)
     names = {word: code for code, word in enumerate(text(spans, "operator").words)}
     operators = text(flows, "operator")
@@ -243,8 +246,8 @@ def _sent(trace: Trace, rows: np.ndarray, most: int) -> tuple[np.ndarray, np.nda
     if len(pairs) > most:
         order = np.lexsort((source, end, target))
         last = order[np.append(target[order][1:] != target[order][:-1], True)]
-        return source[last], target[last]
-    return pairs // len(rows), pairs % len(rows)
+        return source[last], target[last], len(pairs) - len(last)
+    return pairs // len(rows), pairs % len(rows), 0
 
 
 def _keys(trace: Trace, rows: np.ndarray, operators: int) -> np.ndarray:

@@ -77,10 +77,12 @@ class Arrows:
     """A arrows between slices of GPUs.
 
     source, target  int64[A] rows of the slices of GPU streams; the source begins before the target ends
+    left            how many were left out, because they were too many
     """
 
     source: np.ndarray
     target: np.ndarray
+    left: int = 0
 
     def __len__(self) -> int:
         return len(self.source)
