@@ -24,6 +24,7 @@ from network_page import network_pages
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
+from clustersim.analysis.compare_schema import compare_page
 from clustersim.analysis.schema import schema_page
 from clustersim.cli import cli
 from clustersim.plan.parameters import active_parameters, total_parameters
@@ -55,6 +56,7 @@ def pages() -> dict[str, str]:
     return {
         "summary.md": schema_page(),
         "stress.md": stress_page(),
+        "compare.md": compare_page(),
         "trace.md": trace_page(),
         "scenario.md": scenario_page(),
         "catalogue.md": catalogue_page(),

@@ -136,7 +136,7 @@ def tiny(topology: Mapping[str, Any] | None = None, **sections: Any) -> Scenario
         | sections.get("workload", {}),
     }
     scenario = Scenario.model_validate(values)
-    names = ("topology", "model", "deployment", "workload", "network", "faults")
+    names = ("topology", "model", "deployment", "workload", "network", "trace", "faults")
     wrong = [
         *check(Parts(**{name: getattr(scenario, name) for name in names})),
         *does_not_fit(scenario, gpu_of(scenario.topology)),

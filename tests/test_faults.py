@@ -23,7 +23,7 @@ from clustersim.cli import _status
 from clustersim.engine import simulation
 from clustersim.engine.fabric import Fabric, Meeting
 from clustersim.engine.faults import Pace, capacities, link_faults, paces, switches
-from clustersim.engine.link import link_process
+from clustersim.engine.link import Capacities, link_process
 from clustersim.engine.outages import Outages
 from clustersim.errors import ClustersimError, ScenarioError, StuckError
 from clustersim.physics.exchanges import RoutedExchange, RoutedRound, Routes
@@ -411,7 +411,8 @@ def sent(
     over = env.event()
     for link, bandwidth in enumerate(links.bandwidth.tolist()):
         plan = capacities(bandwidth, scenario.faults, faults.get(link, ()), scenario.seed)
-        env.process(link_process(env, link, bandwidth, plan, fabric, np.zeros(len(links.bandwidth)), over))
+        offered, noted = np.zeros(len(links.bandwidth)), Capacities(links.bandwidth)
+        env.process(link_process(env, link, bandwidth, plan, fabric, noted, offered, over))
     exchange = Exchange("point_to_point", np.array([pair], dtype=np.int32), np.array([size]))
     routes = Routes(layout)
     meetings = [Meeting(fabric, routes.of(exchange)) for _ in arrivals]

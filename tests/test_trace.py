@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -11,12 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scenarios import table as rows_of
 from synthetic import FACTS, tiny
 
+from clustersim.analysis.summary import summarize
 from clustersim.errors import ResultError
+from clustersim.spec.reading import read_scenario
 from clustersim.trace import files, results
 from clustersim.trace.plain import json_text, plain
 from clustersim.trace.record import TABLES, Recorder, Text, Trace
+from clustersim.trace.spill import Spill
 
 
 def assert_equal(one: Trace, other: Trace) -> None:
@@ -59,7 +65,7 @@ def test_empty_tables_and_unused_words_come_back(tmp_path: Path) -> None:
 def test_words_keep_their_order_over_several_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_ROW_GROUP", 10)
+    monkeypatch.setattr(files, "ROW_GROUP", 10)
     recorder = Recorder()
     names = [f"vertex {n}" for n in range(100)][::-1]
     numbers = np.random.default_rng(1).integers(0, 1000, 100)
@@ -123,6 +129,12 @@ def _with_gaps(folder: Path) -> None:
     pq.write_table(table.set_column(0, "rank", gaps), folder / "memory.parquet")
 
 
+def _claiming(folder: Path, version: str) -> None:
+    table = pq.read_table(folder / "queues.parquet")
+    about = {**table.schema.metadata, b"trace_version": version.encode()}
+    pq.write_table(table.replace_schema_metadata(about), folder / "queues.parquet")
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "no spans": lambda folder: (folder / "spans.parquet").unlink(),
     "cut spans": _cut,
@@ -134,8 +146,22 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut facts": lambda folder: (folder / "facts.json").write_text('{"name": '),
     "binary facts": lambda folder: (folder / "facts.json").write_bytes(b"\xff\xfe"),
     "other facts": lambda folder: (folder / "facts.json").write_text("[1]"),
+    "another table's file": lambda folder: (folder / "waits.parquet").write_bytes(
+        (folder / "sums.parquet").read_bytes()
+    ),
+    "another version's file": lambda folder: _claiming(folder, "7"),
     "other version": lambda folder: (folder / "facts.json").write_text('{"trace_version": 99}'),
 }
+
+
+def test_every_file_says_which_table_of_which_version_it_is(tmp_path: Path) -> None:
+    files.write(tiny(), tmp_path)
+    for table in TABLES:
+        about = pq.read_schema(tmp_path / f"{table}.parquet").metadata
+        assert (about[b"table"].decode(), about[b"trace_version"].decode()) == (
+            table,
+            str(files.TRACE_VERSION),
+        )
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -300,3 +326,130 @@ def test_the_newest_whole_result_of_just_that_scenario_is_found(tmp_path: Path) 
     assert results.newest(tmp_path, "large_ep") == wanted
     assert results.newest(tmp_path, "large") is None
     assert results.newest(tmp_path / "nowhere", "large_ep") is None
+
+
+# ---- what is too much for memory ----------------------------------------------------------------
+
+
+def long_recorder(store: Spill | None) -> Recorder:
+    """300 rows of memory in blocks of 7, with ever more words; one row each of ranks and faults."""
+    recorder = Recorder(store)
+    recorder.rows("faults", kind="slow_gpu", place="rank 1", start=0.0, end=1.0, factor=2.0)
+    for first in range(0, 300, 7):
+        rows = np.arange(first, min(first + 7, 300))
+        parts = [f"part {row // 20}" for row in rows]
+        recorder.rows("memory", rank=rows, part=parts, bytes=rows * 0.1)
+    return recorder
+
+
+@pytest.mark.parametrize("rows", [1, 40, 50, 120, 299, 300, 1000])
+def test_a_trace_has_the_same_bytes_however_much_of_it_was_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(files, "ROW_GROUP", 50)
+    kept = long_recorder(None).finish(FACTS)
+    spilled = long_recorder(Spill(tmp_path, rows)).finish(FACTS)
+    assert_equal(kept, spilled)
+    for name, trace in (("kept", kept), ("spilled", spilled)):
+        files.write(trace, tmp_path / name)
+    assert folder_bytes(tmp_path / "kept") == folder_bytes(tmp_path / "spilled")
+    assert pq.ParquetFile(tmp_path / "spilled" / "memory.parquet").num_row_groups == 6
+
+
+def test_what_was_spilled_goes_with_the_trace_and_stays_where_it_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "ROW_GROUP", 50)
+    trace = long_recorder(Spill(tmp_path, 50)).finish(FACTS)
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith(".") and [path.name for path in folder.iterdir()] == ["memory.parquet"]
+    results.write_result(tmp_path / "one", "", {}, trace)
+    results.write_result(tmp_path / "two", "", {}, trace)
+    del trace
+    gc.collect()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    for name in ("one", "two"):
+        assert_equal(files.read(tmp_path / name / "trace"), long_recorder(None).finish(FACTS))
+    # Two results are two: what befalls one file does not befall the other.
+    (tmp_path / "one" / "trace" / "memory.parquet").write_bytes(b"")
+    assert_equal(files.read(tmp_path / "two" / "trace"), long_recorder(None).finish(FACTS))
+
+
+def test_nothing_is_written_while_tables_are_short(tmp_path: Path) -> None:
+    trace = long_recorder(Spill(tmp_path, 1000)).finish(FACTS)
+    assert not list(tmp_path.iterdir())
+    assert_equal(trace, long_recorder(None).finish(FACTS))
+
+
+def test_discarded_rows_leave_nothing(tmp_path: Path) -> None:
+    spill = Spill(tmp_path, 1)
+    long_recorder(spill)
+    assert list(tmp_path.iterdir())
+    spill.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_room_on_disk_is_told_with_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.TableWriter, "write", full)
+    with pytest.raises(ResultError, match=f"{tmp_path}.*No space left"):
+        long_recorder(Spill(tmp_path, 10))
+
+
+def test_columns_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    files.write(tiny(), tmp_path)
+    trace = files.read(tmp_path)
+    (tmp_path / "waits.parquet").unlink()
+    assert trace.tables["spans"]["rank"].tolist() == [0, 1, 0, 1]
+    with pytest.raises(ResultError, match=r"waits\.parquet: missing"):
+        trace.tables["waits"]["seconds"]
+    with pytest.raises(KeyError):
+        trace.tables["spans"]["weight"]
+
+
+# ---- stored results -----------------------------------------------------------------------------
+
+STORED = Path(__file__).parent / "stored"
+
+
+@pytest.mark.parametrize("version", files.READABLE)
+def test_stored_results_stay_readable_and_their_laws_hold(version: int) -> None:
+    folder = STORED / f"v{version}"
+    trace, summary = files.read(folder / "trace"), results.read_summary(folder)
+    assert json.loads((folder / "trace" / "facts.json").read_text())["trace_version"] == version
+    spans, links, flows, steps = (rows_of(trace, name) for name in ("spans", "links", "flows", "steps"))
+    assert summary["simulated_seconds"] == trace.facts["simulated_seconds"] == steps["end"].max()
+    # What was reckoned then is reckoned now; keys may have been added since.
+    assert summary["throughput"].items() <= summarize(trace)["throughput"].items()
+    assert (spans["start"] <= spans["met"]).all() and (spans["met"] <= spans["end"]).all()
+    after = spans["after"] >= 0
+    np.testing.assert_array_equal(spans["end"][spans["after"][after]], spans["met"][after])
+    assert flows["wire"].sum() <= links["bytes"].sum()
+    assert read_scenario(folder / "scenario.toml").name == trace.facts["name"]
+    newer = [rows_of(trace, name) for name in ("span_links", "link_use", "kv_use")]
+    if version < 4:
+        assert (spans["group"] == -1).all() and np.isnan(spans["priced"]).all()
+        assert not any(len(column) for columns in newer for column in columns.values())
+    else:
+        assert ((spans["group"] >= 0) == (spans["kind"] == "exchange")).all()
+        compute = spans["kind"] == "compute"
+        taken = (spans["end"] - spans["start"])[compute]
+        # GPU 3 is twice as slow.
+        slow = np.where(spans["rank"][compute] == 3, 2.0, 1.0)
+        np.testing.assert_allclose(taken, spans["priced"][compute] * slow, rtol=1e-9)
+        carried = np.bincount(newer[1]["link"], newer[1]["bytes"], minlength=len(links["bytes"]))
+        np.testing.assert_allclose(carried, links["bytes"], rtol=1e-9)
+
+
+def test_an_older_result_is_written_anew_as_one_of_the_present_version(tmp_path: Path) -> None:
+    trace = files.read(STORED / "v3" / "trace")
+    files.write(trace, tmp_path)
+    again = files.read(tmp_path)
+    assert_equal(trace, again)
+    assert json.loads((tmp_path / "facts.json").read_text())["trace_version"] == files.TRACE_VERSION
+
+
+def test_every_readable_version_has_a_stored_result() -> None:
+    assert {path.name for path in STORED.iterdir()} == {f"v{version}" for version in files.READABLE}

@@ -180,7 +180,7 @@ def fail(folder: Path) -> None:
 
 #: What is done to a result → what is said of it.
 DAMAGE = {
-    cut: "spans.parquet: damaged: cut short",
+    cut: "spans.parquet: damaged",
     scramble: "sums.parquet: damaged",
     swap: "sums.parquet: its columns are not those of sums",
     reversion: "trace version 99 is not one of",

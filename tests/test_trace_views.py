@@ -29,7 +29,6 @@ from clustersim.study.inspecting import open_result
 from clustersim.study.views import Times
 from clustersim.trace import files
 from clustersim.trace.record import TABLES, Text, Trace
-from clustersim.trace.stored import open_trace
 
 GOLDEN = Path(__file__).parent / "golden" / "trace_views.json"
 STORED = Path(__file__).parent / "stored"
@@ -301,7 +300,7 @@ def test_a_trace_read_column_by_column_is_the_trace_read_whole(tmp_path: Path) -
     stored = sorted(path / "trace" for path in STORED.iterdir() if (path / "trace").is_dir())
     assert stored
     for folder in (tmp_path / "trace", *stored):
-        whole, lazy = files.read(folder), open_trace(folder)
+        whole, lazy = files.read(folder), files.read(folder)
         assert lazy.facts == whole.facts and list(lazy.tables) == list(whole.tables)
         for table, columns in whole.tables.items():
             assert list(lazy.tables[table]) == list(columns)

@@ -95,8 +95,12 @@ def _slowest(table: Columns) -> dict[str, Any]:
 
 def _distinct(table: Columns, *names: str) -> tuple[np.ndarray, np.ndarray]:
     """The distinct rows of some columns, int[names, n], and which of them each row is."""
-    found, which = np.unique(np.stack([numbers(table, name) for name in names]), axis=1, return_inverse=True)
-    return found, which.ravel()
+    # One number per row: rows of several would take several times the memory where there are millions.
+    size = [int(numbers(table, name).max()) + 1 for name in names]
+    keys, which = np.unique(
+        np.ravel_multi_index(tuple(numbers(table, name) for name in names), size), return_inverse=True
+    )
+    return np.stack(np.unravel_index(keys, size)), which
 
 
 def _imbalance(table: Columns) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from clustersim.analysis.statistics import steady
 from clustersim.trace.record import Columns, Text, Trace
 
 Distribution = dict[str, Any]
@@ -143,6 +144,7 @@ def _phase(trace: Trace, phase: str, rows: np.ndarray) -> dict[str, Any]:
         "tokens_per_second": _per(tokens, _span_of(start, end)),
         "period": _span_of(start, end) / len(rows) if len(rows) else None,
         "step": distribution(end - start),
+        "steady": steady((end - start)[np.argsort(start, kind="stable")]),
         "bounds": bounds(trace, rows),
         "parts": parts(trace, phase, len(rows)),
     }

@@ -54,6 +54,19 @@ SCHEMA: dict[str, str] = {
     "phases.<phase>.period": "from the first step's start to the last one's end, divided by the steps: what "
     "a step costs where steps overlap in the pipeline, s",
     "phases.<phase>.step": "the steps of this phase, s",
+    "phases.<phase>.steady.cut": "steps left out as warm-up, at most half of them, by MSER-5: where the "
+    "standard error of the mean of the others is least",
+    "phases.<phase>.steady.settled": "whether that is before half; else a trend may remain",
+    "phases.<phase>.steady.warm_up": "the same in words",
+    "phases.<phase>.steady.mean": "mean of the other steps, s",
+    "phases.<phase>.steady.mean_half_width": "half of its 95 % interval by batch means: how far a run "
+    "without end may be from it, s; null where the steps are too few",
+    "phases.<phase>.steady.mean_how": "how it was found, or why there is none",
+    "phases.<phase>.steady.p99": "99 in 100 of the other steps are at most this, interpolated linearly, s",
+    "phases.<phase>.steady.p99_low": "its 95 % interval by order statistics, from, s; null where the steps "
+    "are too few",
+    "phases.<phase>.steady.p99_high": "likewise, to, s",
+    "phases.<phase>.steady.p99_how": "how it was found, or why there is none",
     "phases.<phase>.bounds.compute": "no step can be faster: FLOP of the busiest rank at peak rate, s; "
     "mean over steps",
     "phases.<phase>.bounds.memory": "no step can be faster: HBM bytes of the busiest rank, s; mean over "

@@ -1,7 +1,7 @@
 """The command line: a thin layer over `study`. Results on standard output, talk on standard error.
 
 Exit status: 0 done, 1 internal error or errors larger than `validate` states, 2 wrong input, 3 a run
-that cannot end, 130 interrupted.
+that cannot end or a bound of `compare --fail-if` that is broken, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 import click
 
+from clustersim.cli.compare import compare as _compare
+from clustersim.cli.compare import run_seeds as _run_seeds
 from clustersim.cli.dag import dag as _dag
 from clustersim.cli.options import JSON as _JSON
 from clustersim.cli.options import SCENARIO as _SCENARIO
@@ -47,15 +49,26 @@ def cli() -> None:
 @_JSON
 @click.option("--quiet", is_flag=True, help="Print nothing; the result folder says it all.")
 @click.option("--alone", is_flag=True, help="Leave out the run that the scenario is to be set beside.")
+@click.option(
+    "--seeds", type=click.IntRange(2, 1000), metavar="N",
+    help="Run it with N seeds, from its own on: means and percentiles get intervals.",
+)  # fmt: skip
 def run(
     file: Path, overrides: tuple[str, ...], seed: int | None, out: Path | None, as_json: bool, quiet: bool,
-    alone: bool,
+    alone: bool, seeds: int | None,
 ) -> None:  # fmt: skip
     """Simulate the scenario in FILE and leave a result folder.
 
     The folder is results/<name>-<hash> unless --out names another. It holds scenario.toml (every
     default written out), summary.json and trace/*.parquet, and appears whole or not at all.
+
+    With --seeds it is results/<name>-<hash>-seeds<N>: no traces, but the summaries of all replications, and
+    one with their means and 95 % intervals. They run on all cores, without what the scenario is to be set
+    beside; after Ctrl-C the same command goes on.
     """
+    if seeds:
+        _run_seeds(file, overrides, seed, seeds, out, as_json, quiet)
+        return
     from clustersim.errors import ClustersimError, StuckError
     from clustersim.study.run import load, peers, result_folder, run_scenario, save_failure, wait, with_beside
 
@@ -64,7 +77,7 @@ def run(
     _warn(wait(scenario.network.fidelity), quiet)
     try:
         with _progress(quiet or as_json) as tell:
-            result = run_scenario(scenario, str(file), tell)
+            result = run_scenario(scenario, str(file), tell, folder)
             if not alone:
                 result = with_beside(result, str(file), tell)
     except StuckError as error:
@@ -537,6 +550,7 @@ def catalogue(section: str, name: str, as_json: bool) -> None:
 
 
 cli.add_command(_dag)
+cli.add_command(_compare)
 cli.add_command(_stress)
 cli.add_command(_rebalance)
 cli.add_command(_trace)

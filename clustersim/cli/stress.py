@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import click
 
 from clustersim.cli.benches import bench_in
 from clustersim.cli.options import JSON, SCENARIO, SEED, SET
-from clustersim.cli.output import print_json, print_page
+from clustersim.cli.output import print_json, print_page, warn
 
 if TYPE_CHECKING:
     from clustersim.cli.benches import At
@@ -71,11 +71,13 @@ def stress(
     load that moves, slow GPUs and a slow link, and holds each against even load with the same random numbers.
     Then the breaking points: the smallest skew, the least slow GPU and the least thin link with which the
     bound is missed, by bisection. Then what would help: the same cases under other expert policies with up to
-    two spare places per rank; a placement that does not fit into memory is told as such.
+    two spare places per rank; a placement that does not fit into memory is told as such. Where the load
+    moves, experts are also placed anew while it does, and the bill of that is told.
 
     Cases run on all cores. The folder is results/<name>-stress-<hash> unless --out names another; it holds
     stress.json, drawings, and cases.jsonl, in which every finished case is kept at once: after Ctrl-C
-    --resume runs only what is missing. The same call leaves the same bytes. A hundred cases of a large
+    --resume runs only what is missing, and what earlier calls of the same scenario answered stays in
+    stress.json. The same call leaves the same bytes. A hundred cases of a large
     machine take long: --only, --steps 1 and --set network.tolerance=0.02 shorten that.
     """
     from clustersim.errors import ClustersimError
@@ -108,33 +110,39 @@ class _StressCall:
 def _stress_suite(call: _StressCall, slo: str, parts: tuple[str, ...]) -> None:
     from clustersim.report import stress as shown
     from clustersim.study.slo import parse_slo
-    from clustersim.study.stress import PARTS, Listener, Wish, folder_of, prepared, save
+    from clustersim.study.stress import PARTS, Listener, Wish, about, earlier_parts, folder_of, prepared, save
     from clustersim.study.stress import stress as answer
 
     if slo:
         parse_slo(slo)
-    wish = Wish(call.base, tuple(p for p in PARTS if p in parts) or PARTS, slo, call.steps)
-    folder = folder_of(prepared(wish)[1], call.out)
-    with _bench(call, folder) as (bench, put, tell):
-        titles = {"breaking": "Where the bound breaks"}
+    asked = tuple(p for p in PARTS if p in parts) or PARTS
+    wish = Wish(call.base, asked, slo, call.steps)
+    scenario = prepared(wish)[1]
+    folder = folder_of(scenario, call.out)
+    with _bench(call, folder, about(scenario)) as (bench, put, tell):
+        earlier, told = earlier_parts(wish, folder) if call.resume and not bench.outdated else ((), "")
+        warn(told)
+        titles = dict(shown.TITLES)
 
         def row(kind: str, value: Any) -> None:
-            title = titles.pop(kind, "")
+            if kind != "head" and kind not in asked:
+                return
+            title = titles.pop(kind, None)
             put(lambda console: shown.show_row(kind, title, value, console))
 
-        found = answer(wish, bench, Listener(row, tell))
+        found = answer(replace(wish, parts=(*asked, *earlier)), bench, Listener(row, tell))
         save(found, folder, shown.help_drawings(found))
     if call.as_json:
         print_json(found)
     else:
-        print_page(lambda console: shown.show_end(found, console, folder))
+        print_page(lambda console: shown.show_end(found, console, folder, asked))
 
 
 def _map_regimes(call: _StressCall, axes: str, against: Path | None, other: tuple[str, ...]) -> None:
     from clustersim.report.stress import map_drawing, show_map
     from clustersim.study.cases import Base
     from clustersim.study.regimes import MapWish, other_of, parse_axes, regime_map
-    from clustersim.study.stress import Listener, Wish, folder_of, prepared, save
+    from clustersim.study.stress import Listener, Wish, about, folder_of, prepared, save
 
     rows, columns = parse_axes(axes)
     scenario = prepared(Wish(call.base, steps=call.steps))[1]
@@ -143,9 +151,10 @@ def _map_regimes(call: _StressCall, axes: str, against: Path | None, other: tupl
     wish = MapWish(
         call.base, Base(theirs, (*call.base.overrides, *other) if alike else other), columns, rows, call.steps
     )
-    hash_b = folder_of(prepared(Wish(wish.b, steps=call.steps))[1], None).name
-    folder = folder_of(scenario, call.out, hash_b, rows, columns)
-    with _bench(call, folder) as (bench, _, tell):
+    other_scenario = prepared(Wish(wish.b, steps=call.steps))[1]
+    folder = folder_of(scenario, call.out, folder_of(other_scenario, None).name, rows, columns)
+    both = f"a map of {about(scenario)} against {about(other_scenario)}"
+    with _bench(call, folder, both) as (bench, _, tell):
         found = regime_map(wish, bench, Listener(tell=tell))
         save(found, folder, {"map.svg": map_drawing(found)})
     if call.as_json:
@@ -154,7 +163,7 @@ def _map_regimes(call: _StressCall, axes: str, against: Path | None, other: tupl
         print_page(lambda console: show_map(found, console, folder))
 
 
-def _bench(call: _StressCall, folder: Path) -> AbstractContextManager[At]:
+def _bench(call: _StressCall, folder: Path, of: str) -> AbstractContextManager[At]:
     from clustersim.study.cases import figures_of
 
-    return bench_in(folder, "stress", figures_of, call.workers, call.resume, call.as_json)
+    return bench_in(folder, "stress", figures_of, call.workers, call.resume, call.as_json, of)

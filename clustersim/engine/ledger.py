@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from clustersim.engine.blocks import Block, block_of
+from clustersim.engine.details import Details
 from clustersim.engine.fabric import Meeting
-from clustersim.engine.link_use import LinkUse, narrowest
+from clustersim.engine.link_use import LinkUse
 from clustersim.engine.queues import TokenWaits, arrivals, jobs_of, waits_of
-from clustersim.engine.tokenbatch import PriceKey, Program, TokenBatch
+from clustersim.engine.tokenbatch import PriceKey, TokenBatch
 from clustersim.plan.layout import Layout
 from clustersim.plan.stepgraph import Operator
 from clustersim.trace.record import Recorder
@@ -17,62 +17,22 @@ from clustersim.trace.record import Recorder
 #: Rows of waits kept before equal (rank, operator, waited-for) are added up.
 _WAITS = 1_000_000
 
-
-#: What flows.via says, by plan.rounds' PEER, UP and DOWN.
-_VIA = ("peer", "up", "down")
-
 #: (operator, phase, kind, stream): what sums are kept by
 Key = tuple[str, str, str, str]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """One stage of a finished token batch: N ranks, P operators on the compute stream.
-
-    base             span of the first operator of the first rank; rank n's p-th has base + n * P + p
-    start, met, end  float64[N, P] s
-    after            int64[N, P] span that released each
-    awaited          int64[N, P] the rank that came last where a rank had to wait for others, else -1
-    """
-
-    batch: TokenBatch
-    stage: int
-    base: int
-    start: np.ndarray
-    met: np.ndarray
-    end: np.ndarray
-    after: np.ndarray
-    awaited: np.ndarray
-
-    @property
-    def program(self) -> Program:
-        return self.batch.programs[self.stage]
-
-    @property
-    def ranks(self) -> np.ndarray:
-        """int32[N]"""
-        ranks: np.ndarray = self.batch.graph.ranks[self.stage]
-        return ranks
-
-    def last_spans(self) -> np.ndarray:
-        """int64[N] the last span of every rank."""
-        last: np.ndarray = self.base + np.arange(1, len(self.end) + 1) * self.end.shape[1] - 1
-        return last
 
 
 class Ledger:
     """Writes token batches in the order in which they end, and keeps sums over all of them."""
 
-    def __init__(self, layout: Layout, recorder: Recorder, level: str) -> None:
+    def __init__(self, layout: Layout, recorder: Recorder, details: Details) -> None:
         ranks = len(layout.topology.gpus)
         self.operators = 0
         self.flop = np.zeros(ranks)
         self.moved = np.zeros(ranks)
         self.priced = np.zeros(ranks)
         self.links = LinkUse(len(layout.topology.links.bandwidth))
-        self._bandwidth = layout.topology.links.bandwidth
+        self.details = details
         self._recorder = recorder
-        self._level = level
         self._spans = 0
         self._last = {s: (np.full(ranks, -1), np.full(ranks, -np.inf)) for s in ("compute", "transfer")}
         self._sums: dict[Key, np.ndarray] = {}
@@ -92,7 +52,8 @@ class Ledger:
         released = -1
         sent_from = np.empty(0, dtype=np.int64)
         for stage, program in enumerate(batch.programs):
-            block = self._block(batch, stage, sent_from)
+            first = self._released_first(batch, stage, sent_from)
+            block = block_of(batch, stage, self._spans, first)
             self._spans += block.end.size
             self._keep(block)
             self._remember("compute", block.ranks, block.last_spans(), block.end[:, -1])
@@ -107,7 +68,9 @@ class Ledger:
             self.moved[batch.graph.ranks[op.stage]] += op.bytes
         self._choices(batch)
         self._priced(batch)
-        self._flows(batch)
+        for index in sorted(batch.meetings):
+            op = batch.graph.operators[index]
+            self.details.write_flows(batch.meetings[index], op.name, op.layer, batch.number)
         return released
 
     def count_links(self, meeting: Meeting) -> None:
@@ -137,39 +100,12 @@ class Ledger:
             sent = sum(float(one.payload.sum()) for one in routed.rounds)
             self._exchanges[key] = (count + 1, size + sent)
 
-    def _block(self, batch: TokenBatch, stage: int, sent_from: np.ndarray) -> Block:
-        """When each operator of a stage ran. sent_from: spans of the transfers that fed the stage."""
-        ranks, program = batch.graph.ranks[stage], batch.programs[stage]
-        end = np.array(batch.ends[stage]).reshape(len(ranks), -1)
-        start = np.empty_like(end)
-        start[:, 0] = batch.firsts[stage]
-        start[:, 1:] = end[:, :-1]
-        after = self._spans + np.arange(end.size).reshape(end.shape) - 1
-        after[:, 0] = self._released_first(batch, stage, ranks, sent_from)
-        met = start.copy()
-        waited = []
-        for (at_stage, rank, p), (free, began, before) in batch.begun.items():
-            if at_stage == stage:
-                start[rank, p], met[rank, p] = free, began
-                if before >= 0:
-                    after[rank, p] = self._spans + rank * end.shape[1] + before
-                if began > free:
-                    waited.append((rank, p))
-        own = after.copy()
-        for rank, p in waited:
-            dispatch = _dispatch_before(program, p)
-            after[rank, p] = own[_sender(batch, program.indices[dispatch], rank, met[rank, p]), dispatch]
-        awaited = np.full(end.shape, -1)
-        block = Block(batch, stage, self._spans, start, met, end, after, awaited)
-        for p, op in enumerate(program.compute):
-            if op.exchange is not None:
-                _meet(block, p)
-        return block
+    def _released_first(self, batch: TokenBatch, stage: int, sent_from: np.ndarray) -> np.ndarray:
+        """What released each rank's first operator: its stream's last span, or what came from before.
 
-    def _released_first(
-        self, batch: TokenBatch, stage: int, ranks: np.ndarray, sent_from: np.ndarray
-    ) -> np.ndarray:
-        """What released each rank's first operator: its stream's last span, or what came from before."""
+        sent_from  int64[N] spans of the transfers that fed the stage
+        """
+        ranks = batch.graph.ranks[stage]
         last, last_end = (column[ranks] for column in self._last["compute"])
         if stage == 0:
             return np.where(last_end > batch.ready, last, batch.released)
@@ -188,8 +124,7 @@ class Ledger:
                 self._awaited(block, p, op, waited)
             if op.queue is not None:
                 self._queues(block, p, op)
-        if self._level != "sums":
-            self._span_rows(block)
+        self.details.write_block(block)
 
     def _add(self, key: Key, ranks: np.ndarray, busy: np.ndarray, wait: np.ndarray) -> None:
         sums = self._sums.setdefault(key, np.zeros((3, len(self.flop))))
@@ -215,52 +150,6 @@ class Ledger:
         if sum(len(pair) for pair, _ in held) > _WAITS:
             self._waits[key] = [_added_up(held)]
 
-    def _span_rows(self, block: Block) -> None:
-        ranks, count = block.end.shape
-        program, code = block.program, self._recorder.code
-        names = [code("spans", "operator", op.name) for op in program.compute]
-        ways = [code("spans", "algorithm", way) for way in _algorithms(block)]
-        kinds = [
-            code("spans", "kind", "compute" if op.exchange is None else "exchange") for op in program.compute
-        ]
-        self._recorder.rows(
-            "spans",
-            span=block.base + np.arange(block.end.size),
-            token_batch=block.batch.number,
-            rank=np.repeat(block.ranks, count),
-            stage=block.stage,
-            stream="compute",
-            operator=np.tile(names, ranks),
-            kind=np.tile(kinds, ranks),
-            algorithm=np.tile(ways, ranks),
-            layer=np.tile([op.layer for op in program.compute], ranks),
-            group=_groups(block).ravel(),
-            start=block.start.ravel(),
-            met=block.met.ravel(),
-            end=block.end.ravel(),
-            priced=np.array(program.seconds, dtype=np.float64).ravel(),
-            after=block.after.ravel(),
-        )
-        for p, (op, index) in enumerate(zip(program.compute, program.indices, strict=True)):
-            if op.exchange is not None:
-                self._span_links(block.batch, index, block.base + np.arange(ranks) * count + p)
-
-    def _span_links(self, batch: TokenBatch, index: int, spans: np.ndarray) -> None:
-        """Rows for an exchange. spans: int64[N] of the ranks of the stage."""
-        meeting = batch.meetings[index]
-        found = narrowest(meeting, self._bandwidth)
-        member = np.array([batch.member(index, rank) for rank in range(len(spans))])
-        some = found.link[member] >= 0
-        member = member[some]
-        if len(member):
-            self._recorder.rows(
-                "span_links",
-                span=spans[some],
-                link=found.link[member],
-                own=found.own[member],
-                all=found.all[member],
-            )
-
     def _remember(self, stream: str, ranks: np.ndarray, spans: np.ndarray, ends: np.ndarray) -> None:
         last, last_end = self._last[stream]
         last[ranks] = spans
@@ -278,27 +167,7 @@ class Ledger:
         after = np.where(before_end >= start, before, computed)
         self._remember("transfer", ranks, spans, end)
         self._add((op.name, batch.phase, "exchange", "transfer"), ranks, end - start, np.zeros(len(ranks)))
-        if self._level != "sums":
-            members = batch.meetings[index].routed.members
-            self._recorder.rows(
-                "spans",
-                span=spans,
-                token_batch=batch.number,
-                rank=ranks,
-                stage=stage,
-                stream="transfer",
-                operator=op.name,
-                kind="exchange",
-                algorithm=batch.meetings[index].routed.algorithm,
-                layer=op.layer,
-                group=[batch.member(index, rank) // members for rank in range(len(ranks))],
-                start=start,
-                met=start,
-                end=end,
-                priced=np.nan,
-                after=after,
-            )
-            self._span_links(batch, index, spans)
+        self.details.write_transfers(batch, stage, index, spans, start, end, after)
         return spans
 
     def _queues(self, block: Block, p: int, op: Operator) -> None:
@@ -343,30 +212,6 @@ class Ledger:
             wait_p99=waits.quantile(0.99).ravel(),
             wait_max=waits.longest().ravel(),
         )
-
-    def _flows(self, batch: TokenBatch) -> None:
-        for index in sorted(batch.meetings):
-            op = batch.graph.operators[index]
-            self.write_flows(batch.meetings[index], op.name, op.layer, batch.number)
-
-    def write_flows(self, meeting: Meeting, operator: str, layer: int, token_batch: int) -> None:
-        """Rows of the flows of an exchange that is over, where the scenario asks for them."""
-        if self._level != "flows":
-            return
-        for at, one_round in enumerate(meeting.routed.rounds):
-            self._recorder.rows(
-                "flows",
-                token_batch=token_batch,
-                operator=operator,
-                layer=layer,
-                source=meeting.routed.ranks[one_round.source],
-                target=meeting.routed.ranks[one_round.target],
-                via=[_VIA[via] for via in one_round.via.tolist()],
-                bytes=one_round.payload,
-                wire=one_round.flows.size,
-                start=meeting.starts[at],
-                end=meeting.ends[at],
-            )
 
     def write_sums(self) -> None:
         """Rows of the sums over all token batches, of the algorithms of their exchanges and of prices."""
@@ -428,64 +273,6 @@ class Ledger:
             rank, culprit = divmod(int(pair[at]), len(most))
             most[rank] = culprit
         return most
-
-
-def _algorithms(block: Block) -> list[str]:
-    """Of every operator on the compute stream; empty for those that exchange nothing."""
-    meetings, program = block.batch.meetings, block.program
-    return [
-        "" if op.exchange is None else meetings[index].routed.algorithm
-        for op, index in zip(program.compute, program.indices, strict=True)
-    ]
-
-
-def _groups(block: Block) -> np.ndarray:
-    """int[N, P] the group of each exchange that each rank is in; -1 for compute."""
-    groups = np.full(block.end.shape, -1)
-    batch, program = block.batch, block.program
-    for p, (op, index) in enumerate(zip(program.compute, program.indices, strict=True)):
-        if op.exchange is not None:
-            members = batch.meetings[index].routed.members
-            groups[:, p] = [batch.member(index, rank) // members for rank in range(len(groups))]
-    return groups
-
-
-def _dispatch_before(program: Program, p: int) -> int:
-    """Position of the dispatch that brings the tokens of a section, of which p is one operator or the next."""
-    return next(at for at in range(p - 1, -1, -1) if program.compute[at].queue is not None)
-
-
-def _sender(batch: TokenBatch, index: int, rank: int, now: float) -> int:
-    """Who sent what a rank was waiting for until now in exchange `index`; both are places in the stage."""
-    meeting, member = batch.meetings[index], batch.member(index, rank)
-    # Behind the last expert it waits for what it sends itself.
-    for end in ("target", "source"):
-        for one_round, ends in zip(meeting.routed.rounds, meeting.ends, strict=True):
-            came = np.flatnonzero((getattr(one_round, end) == member) & (ends == now))
-            if len(came):
-                source = int(meeting.routed.ranks[one_round.source[came[0]]])
-                return source - int(batch.graph.ranks[batch.graph.operators[index].stage, 0])
-    return rank
-
-
-def _meet(block: Block, p: int) -> None:
-    """Sets from when on the ranks of exchange p exchange, and what had released those that waited."""
-    batch, index = block.batch, block.program.indices[p]
-    meeting = batch.meetings[index]
-    members = np.array([batch.member(index, rank) for rank in range(len(block.ranks))])
-    ready = block.met[:, p].copy()
-    began = np.array(meeting.met)
-    last = np.array(meeting.released)[members]
-    # Where each sends when it is ready, a rank's exchange proper begins with its last sender; a rank
-    # that served its first expert before that had no need to wait for it.
-    met = np.maximum(began[members], began[last])
-    met = np.where(met > block.end[:, p], ready, met)
-    others = np.flatnonzero(met > ready)
-    block.awaited[others, p] = meeting.routed.ranks[last[others]]
-    place = block.awaited[others, p] - block.ranks[0]
-    block.met[:, p] = met
-    # A late comer's own predecessor stays: nobody it met was later.
-    block.after[others, p] = block.after[place, p]
 
 
 def _added_up(waits: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

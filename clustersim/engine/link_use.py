@@ -69,11 +69,9 @@ class Narrowest:
 
 
 def narrowest(meeting: Meeting, bandwidth: np.ndarray) -> Narrowest:
-    """Of an exchange that is over. bandwidth: float64[K] bytes/s."""
+    """Of an exchange with flows that is over. bandwidth: float64[K] bytes/s that links had meanwhile."""
     rounds, members = meeting.routed.rounds, len(meeting.routed.ranks)
     link, own = np.full(members, -1), np.zeros(members)
-    if not rounds:
-        return Narrowest(link, own, own)
     ends = np.concatenate([one.source for one in rounds]), np.concatenate([one.target for one in rounds])
     paths = _paths(meeting)
     last = _last_flows(*ends, np.concatenate(meeting.ends), members)

@@ -327,7 +327,7 @@ class Rebalancer:
         self._carried += meeting.carried[0]
         self._ledger.count_links(meeting)
         bill.bytes += _payload(routed)
-        self._ledger.write_flows(meeting, "rebalance", layer, -1)
+        self._ledger.details.write_flows(meeting, "rebalance", layer, -1)
 
     def _exchange(self, some: Sequence[Move]) -> Exchange:
         """The moves as an all-to-all among the EP ranks of the stages that have any."""

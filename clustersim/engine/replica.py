@@ -186,9 +186,14 @@ class Replica:
             yield turn
             yield from self._rebalancer.admit()
             step = self._open_step(batch, one, parts)
+            self._note_beginning(begins, step.number)
             token_batch = self._issue(one, step.number, ready, released, begins)
             yield token_batch.done
             released = self._close(token_batch, one, step, microbatch)
+
+    def _note_beginning(self, begins: simpy.Event, step: int) -> None:
+        chosen = self._ledger.details.chosen
+        begins.callbacks.append(lambda _: chosen.began(step, self.env.now))
 
     def _issue(self, one: Pass, step: int, ready: float, released: int, begins: simpy.Event) -> TokenBatch:
         number = self._token_batches
@@ -271,6 +276,7 @@ class Replica:
         self._last = self._ledger.write(token_batch)
         self._rebalancer.ended(token_batch)
         if step.left == 0:
+            self._ledger.details.chosen.ended(step.number, now)
             self._rebalancer.step_ended(step.number, step.start)
         return self._last
 

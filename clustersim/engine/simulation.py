@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import simpy
 
+from clustersim.engine.details import Details
 from clustersim.engine.fabric import Fabric, Process
-from clustersim.engine.faults import capacities, end_of, factor_of, link_faults, paces
+from clustersim.engine.faults import capacities as changes_of
+from clustersim.engine.faults import end_of, factor_of, link_faults, paces
 from clustersim.engine.gpu import Inbox, compute_stream, service_of, transfer_stream
 from clustersim.engine.ledger import Ledger
-from clustersim.engine.link import link_process
+from clustersim.engine.link import Capacities, link_process
 from clustersim.engine.outages import Outages
 from clustersim.engine.replica import Replica
 from clustersim.errors import ClustersimError
@@ -38,11 +40,13 @@ def simulate(
     layout: Layout,
     facts: Mapping[str, Any],
     tell: Callable[[int, int], None] = lambda done, all_: None,
+    recorder: Recorder | None = None,
 ) -> Trace:
     """Runs a scenario from its first arrival to its last token.
 
     facts    what the trace is to carry beside its tables; the counts of the run are added
     tell     called after every pass with (done, all)
+    recorder  takes the rows; None: all are kept in memory
     Raises   ClustersimError where a fault names a link that is not there; StuckError where a flow waits
              for a link that never returns
     """
@@ -53,16 +57,18 @@ def simulate(
     asked = scenario.network
     outages = Outages(layout.topology, asked.on_down, asked.reroute_after) if faults else None
     fabric = Fabric(env, network, outages)
-    recorder = Recorder()
-    ledger = Ledger(layout, recorder, scenario.trace.level)
+    recorder = recorder or Recorder()
+    capacities = Capacities(links.bandwidth)
+    details = Details(recorder, capacities, scenario.trace)
+    ledger = Ledger(layout, recorder, details)
     inboxes = _streams(env, scenario, layout)
     pool = _pool(scenario, layout)
     replica = Replica(scenario, layout, fabric, inboxes, ledger, recorder, pool, tell)
     over = env.event()
     offered = np.zeros(len(links.bandwidth))
     for link, bandwidth in enumerate(links.bandwidth.tolist()):
-        changes = capacities(bandwidth, scenario.faults, faults.get(link, ()), scenario.seed)
-        env.process(link_process(env, link, bandwidth, changes, fabric, offered, over))
+        changes = changes_of(bandwidth, scenario.faults, faults.get(link, ()), scenario.seed)
+        env.process(link_process(env, link, bandwidth, changes, fabric, capacities, offered, over))
     try:
         env.run(until=env.process(_whole(env, replica, scenario, over)))
     except Deadlock as error:

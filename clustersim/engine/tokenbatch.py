@@ -21,7 +21,7 @@ from clustersim.plan.stepgraph import Operator, StepGraph
 from clustersim.spec.hardware import Gpu
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Program:
     """What the ranks of one stage run for a graph.
 
@@ -245,6 +245,10 @@ class TokenBatch:
         """The rank's place in exchange `index`."""
         return self._member.of(index, rank)
 
+    def members(self, index: int) -> np.ndarray:
+        """int64[N] the place of every rank of the stage in exchange `index`."""
+        return self._member.all(index)
+
     def start(self) -> None:
         """A rank of stage 0 begins with it."""
         if not self.begins.triggered:
@@ -267,6 +271,14 @@ class _Members:
     def __init__(self, graph: StepGraph) -> None:
         self._graph = graph
         self._tables: dict[int, list[int]] = {}
+        self._arrays: dict[int, np.ndarray] = {}
+
+    def all(self, index: int) -> np.ndarray:
+        array = self._arrays.get(index)
+        if array is None:
+            self.of(index, 0)
+            array = self._arrays[index] = np.array(self._tables[index])
+        return array
 
     def of(self, index: int, rank: int) -> int:
         table = self._tables.get(index)

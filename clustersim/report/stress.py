@@ -18,6 +18,7 @@ from clustersim.report.page import (
     put_title,
     said_count,
     said_ratio,
+    said_size,
     said_time,
 )
 
@@ -41,7 +42,7 @@ _LONGEST_ERROR = 160
 
 
 def show_head(head: Found, console: Console) -> None:
-    """The first lines: what is run, the bound, and the heading of the suite."""
+    """The first lines: what is run, and the bound."""
     steps = head["decode_steps"]
     put_line(console, f"{head['name']} under stress  seed {head['seed']}", "bold")
     if steps["run"]:
@@ -52,7 +53,10 @@ def show_head(head: Found, console: Console) -> None:
         )
     slo = head["slo"]
     put_line(console, f"  bound: {slo['text']}" + ("" if slo["stated"] else "  (1.2 x under even load)"))
-    put_title(console, "The suite, each case with the same random numbers")
+
+
+def show_suite_head(console: Console) -> None:
+    """The columns of the suite."""
     heading = [f"{name.strip():>{width}}" for name, width in _COLUMNS.items()]
     put_line(console, f"  {'case':<{_CASE_WIDTH}}{' '.join(heading)}  bound   waited for", "dim")
 
@@ -100,8 +104,8 @@ def _or_dash(said: Callable[[float], str], value: float | None) -> str:
     return "-" if value is None else said(value)
 
 
-def show_what(found: Found, console: Console) -> None:
-    """What the columns are, what was done in each case, and who is to blame."""
+def show_columns(console: Console) -> None:
+    """What the columns of the suite are."""
     put_paragraph(
         console,
         "  ",
@@ -110,46 +114,20 @@ def show_what(found: Found, console: Console) -> None:
         "exchanges with nothing computed meanwhile; waited for: the GPU that others wait for longest, and "
         "its share of all waiting",
     )
+
+
+def show_what(rows: Sequence[Found], console: Console) -> None:
+    """What is done in each case."""
     put_title(console, "What is done")
-    for row in found["suite"]:
-        if row["applies"]:
-            put_paragraph(console, f"  {printable(row['case']):<{_CASE_WIDTH}}", row["what"])
+    for row in rows:
+        put_paragraph(console, f"  {printable(row['case']):<{_CASE_WIDTH}}", row["what"])
 
 
 def show_breaking_row(row: Found, console: Console) -> None:
     """Where the bound breaks for one cause."""
-    put_paragraph(console, "  ", f"{row['what']}: {said_break(row)}")
+    put_paragraph(console, "  ", f"{row['what']}: {row['said']}")
     for doubt in row.get("doubts", ()):
         put_paragraph(console, "    but ", doubt)
-
-
-def said_break(row: Found) -> str:
-    """The verdict in words."""
-    if row["lacking"]:
-        return f"does not apply, {row['lacking']}"
-    return _VERDICTS[row["verdict"]](row)
-
-
-def _breaks(row: Found) -> str:
-    near = f"{row['precision']:.0%}" if row["precision_is_ratio"] else f"{row['precision']:g}"
-    figures = row["figures"] or {}
-    load = figures.get("imbalance")
-    skewed = load is not None and load["mean"] >= _WORTH_A_WORD
-    beside = f"; there the busiest rank has {load['mean']:.2f} x the mean load" if skewed and load else ""
-    return f"kept at {row['kept_at']:.4g}, missed from {row['missed_at']:.4g} on (to {near}){beside}"
-
-
-#: An imbalance from which on it is mentioned.
-_WORTH_A_WORD = 1.05
-
-_VERDICTS: Mapping[str, Callable[[Found], str]] = {
-    "breaks": _breaks,
-    "never": lambda row: f"never missed up to {row['high']:g}, the most that was tried",
-    "always": lambda row: f"missed already at {row['low']:g}",
-    "failed": lambda row: (
-        "not found: " + next(probe["error"] for probe in row["probes"] if probe["error"])[:_LONGEST_ERROR]
-    ),
-}
 
 
 def show_help(found: Found, console: Console) -> None:
@@ -169,7 +147,55 @@ def show_help(found: Found, console: Console) -> None:
         for one in found["summary"]
     ]
     title = "By placement (policy + spare places per rank): in how many cases the bound is kept"
-    put_section(console, title, ["", "worst", "mean", ""], summary)
+    put_section(console, title, ["kept", "worst", "mean", ""], summary)
+    if found["moving"]:
+        _show_moving(found["moving"], console)
+
+
+def _show_moving(moving: Found, console: Console) -> None:
+    """Experts placed once and anew while the load moves, with the bill."""
+    title = (
+        f"Where the load moves: experts placed anew every {moving['every']} of {moving['steps']} steps, by "
+        f"the loads of the last {moving['window']}"
+    )
+    columns = [
+        "tokens/s once",
+        "anew",
+        "gain",
+        "p99 token once",
+        "anew",
+        "moved",
+        "weights",
+        "passes stopped",
+    ]
+    rows = [
+        [f"{row['case']}  {row['placement']}  {row['transfer']}", *_moving_cells(row)]
+        for row in moving["rows"]
+    ]
+    put_section(console, title, columns, rows)
+    put_paragraph(
+        console,
+        "  ",
+        "tokens/s / balanced; p99 token: from an output token to the next, stops included; moved: plans "
+        "carried out of those made, and with them expert copies; stop: no pass while weights move; "
+        "background: weights share the links with the passes",
+    )
+
+
+def _moving_cells(row: Found) -> list[str | Text]:
+    if row["error"]:
+        return [_help_cell(row), *("" for _ in range(6)), Text(_cut(row["error"]))]
+    once, anew, bill = row["once"], row["anew"], row["bill"]
+    return [
+        _or_dash(said_ratio, once["against_balanced"]),
+        _or_dash(said_ratio, anew["against_balanced"]),
+        _or_dash(lambda gain: f"{gain:+.1%}", row["gain"]),
+        _or_dash(said_time, once["p99_token"]),
+        _or_dash(said_time, anew["p99_token"]),
+        f"{bill['finished']} of {bill['planned']}, {bill['copies']}" if bill else "no plan",
+        said_size(bill["bytes"]) if bill else "-",
+        Text(f"{said_time(bill['stopped'])} ({bill['stopped_share'] or 0:.0%})" if bill else "-"),
+    ]
 
 
 def _cut(error: str) -> str:
@@ -184,10 +210,21 @@ def _help_cell(cell: Found) -> str:
     return f"{cell['against_balanced']['p99_step']:.2f}" + ("*" if cell["missed"] else " ")
 
 
-def show_end(found: Found, console: Console, path: Path | None = None) -> None:
-    """The sentences on what stands out, and where the answer lies."""
-    if found.get("suite"):
-        show_what(found, console)
+def show_end(
+    found: Found, console: Console, path: Path | None = None, parts: Sequence[str] = ("suite", "help")
+) -> None:
+    """What was done, the sentences on what stands out, and where the answer lies.
+
+    parts  those that were shown; others of the answer are from earlier calls
+    """
+    suite = [row for row in found.get("suite", ()) if row["applies"]]
+    if suite and "suite" in parts:
+        show_columns(console)
+        show_what(suite, console)
+    elif found.get("help") and "help" in parts:
+        show_what(found["help"]["rows"], console)
+    elif "help" in parts and "help" in found.get("parts", ()) and not found["help"]:
+        put_line(console, "No placement can help: the experts have no choice of ranks.")
     if found["notes"]:
         put_title(console, "Notes")
         for note in found["notes"]:
@@ -203,13 +240,22 @@ def help_drawings(found: Found) -> dict[str, str]:
     if not helped:
         return {}
     kinds = {
-        "placements.svg": ("p99 step / balanced", lambda cell: cell["against_balanced"]["p99_step"]),
-        "placements-load.svg": ("tokens of the busiest rank / mean", lambda cell: cell["imbalance"]),
+        "placements.svg": (
+            "p99 step",
+            "p99 step / that of even load as stated",
+            lambda cell: cell["against_balanced"]["p99_step"],
+        ),
+        "placements-load.svg": (
+            "load of the busiest rank",
+            "tokens of the busiest EP rank / mean, mean over layers",
+            lambda cell: cell["imbalance"],
+        ),
     }
     return {
         name: heatmap_svg(
             Heatmap(
-                title=f"{found['name']}: {value}, cases under placements of experts",
+                title=f"{found['name']}: {title}, cases under placements of experts",
+                under=[_run_of(found), f"* and framed: misses the bound {found['slo']['text']}"],
                 about="A row for each stress, a column for each expert policy with its spare places per "
                 f"rank; the number is {value}. Framed cells miss the bound {found['slo']['text']}. "
                 + " ".join(found["notes"]),
@@ -218,11 +264,16 @@ def help_drawings(found: Found) -> dict[str, str]:
                 columns=[place["placement"] for place in helped["placements"]],
                 rows=[row["case"] for row in helped["rows"]],
                 cells=[[_drawn(row["case"], cell, of) for cell in row["cells"]] for row in helped["rows"]],
-                value=f"{value} (framed: bound missed)",
+                value=value,
             )
         )
-        for name, (value, of) in kinds.items()
+        for name, (title, value, of) in kinds.items()
     }
+
+
+def _run_of(found: Found) -> str:
+    steps = found["decode_steps"]["run"]
+    return f"seed {found['seed']}" + (f", {steps} decode steps per case" if steps else "")
 
 
 def _drawn(case: str, cell: Found, of: Callable[[Found], float | None]) -> Cell:
@@ -233,13 +284,14 @@ def _drawn(case: str, cell: Found, of: Callable[[Found], float | None]) -> Cell:
     text = "-" if value is None else f"{value:.2f}"
     verdict = "missed" if cell["missed"] else "kept"
     title = f"{where}: {text}, p99 step {said_time(cell['p99_step'])}, bound {verdict}"
-    return Cell(value, text, title, bool(cell["missed"]))
+    return Cell(value, f"{text} *" if cell["missed"] else text, title, bool(cell["missed"]))
 
 
 def show_map(found: Found, console: Console, path: Path | None = None) -> None:
     """A regime map as a grid: which deployment is better at each point, and by how much."""
     drawn = found["map"]
-    put_line(console, f"{_named(drawn, 'a')}  against  {_named(drawn, 'b')}", "bold")
+    for which in "ab":
+        put_line(console, _named(drawn, which), "bold")
     steps = found["decode_steps"]
     if steps["run"] < steps["in_file"]:
         put_line(console, f"  {steps['run']} decode steps per case, the file's {steps['in_file']} cut short")
@@ -258,7 +310,7 @@ _STYLES = {"a": "cyan", "b": "yellow", "neither": "", "unknown": "dim"}
 
 def _named(drawn: Found, which: str) -> str:
     base = drawn[which]
-    return f"{which.upper()} = {base['name']} ({base['file']})"
+    return f"{which.upper()}: {base['what']}"
 
 
 def _grid(drawn: Found) -> list[Sequence[Found]]:
@@ -281,7 +333,8 @@ def map_drawing(found: Found) -> str:
     a, b = (_named(drawn, which) for which in "ab")
     return heatmap_svg(
         Heatmap(
-            title=f"Where A = {drawn['a']['name']} beats B = {drawn['b']['name']}",
+            title="Which gives more tokens/s, A or B",
+            under=[a, b],
             about=f"{a} against {b}; rows are {drawn['y']['what']}, columns {drawn['x']['what']}. "
             + " ".join(found["notes"]),
             x=drawn["x"]["what"],
@@ -289,7 +342,7 @@ def map_drawing(found: Found) -> str:
             columns=drawn["x"]["labels"],
             rows=drawn["y"]["labels"],
             cells=[[_map_cell(drawn, cell) for cell in row] for row in _grid(drawn)],
-            value="tokens/s of A / those of B",
+            value="tokens/s of A / those of B: above 1 A is better (blue), below 1 B (red)",
             larger_is_better=True,
         )
     )
@@ -305,13 +358,20 @@ def _map_cell(drawn: Found, cell: Found) -> Cell:
     return Cell(cell["ratio"], _map_text(cell), f"{where}: {', '.join(told)}")
 
 
-def show_row(kind: str, title: str, row: Any, console: Console) -> None:
+def show_row(kind: str, title: str | None, row: Any, console: Console) -> None:
     """A row of the answer as soon as it is known, a title before it if there is one."""
-    if title:
+    if title is not None:
         put_title(console, title)
+        if kind == "suite":
+            show_suite_head(console)
     ROWS[kind](row, console)
 
 
+#: Kind of row → what stands before the first.
+TITLES: Mapping[str, str] = {
+    "suite": "The suite, each case with the same random numbers",
+    "breaking": "Where the bound breaks",
+}
 #: Kind of row → how it is shown when it comes.
 ROWS: Mapping[str, Callable[[Any, Console], None]] = {
     "head": show_head,

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from clustersim.analysis.statistics import said_within
 from clustersim.analysis.utilization import STATES, busiest, spread, worst
 from clustersim.report.page import (
     Cell,
@@ -98,6 +99,8 @@ def _latency(summary: Summary, console: Console) -> None:
         if (found := summary["latency"][key]) is not None
     ]
     put_section(console, "Latency", [*_COLUMNS, "count"], rows)
+    if rows:
+        put_line(console, "  exact for this seed; --seeds 10 tells how far others are from it", "dim")
 
 
 def _steps(summary: Summary, console: Console) -> None:
@@ -109,6 +112,15 @@ def _steps(summary: Summary, console: Console) -> None:
         put_section(console, title, ["", "busy", "wait", "share"], rows)
         put_line(console, f"  {_legend(console)}", "dim")
         put_paragraph(console, "  ", f"{_rate(found)}; {_bounds(found['step'], found['bounds'])}")
+        _steady(found.get("steady"), console)
+
+
+def _steady(found: Summary | None, console: Console) -> None:
+    """What a run without end would take: nothing where steps are too few to tell."""
+    if not found or found["mean_half_width"] is None:
+        return
+    mean = said_within(found["mean"], found["mean_half_width"], "time")
+    put_paragraph(console, "  ", f"in a longer run {mean} (95 %, {found['mean_how']}); {found['warm_up']}")
 
 
 def _part_rows(parts: Sequence[Summary], step: float, console: Console) -> Iterator[list[Cell]]:

@@ -34,7 +34,7 @@ from clustersim.spec.kernel_tables import fitted_parameters
 from clustersim.spec.model import PLAIN, Model
 from clustersim.spec.placement_checks import EXPERT_CHECKS
 from clustersim.spec.references import catalogue_entries, not_in_catalogue
-from clustersim.spec.workload import Beside, Fault, Gating, Network, Workload
+from clustersim.spec.workload import Beside, Fault, Gating, Network, TraceLevel, Workload
 from clustersim.units import show
 
 #: GPUs of the largest machine that is simulated.
@@ -62,6 +62,7 @@ class Parts:
     gating: Gating | None = None
     beside: Beside | None = None
     network: Network | None = None
+    trace: TraceLevel | None = None
     faults: tuple[Fault, ...] = ()
 
 
@@ -104,6 +105,8 @@ def check(parts: Parts) -> list[tuple[KeyPath, str]]:
         model = None if wrong else model
     if workload:
         found += check_workload(workload)
+    if parts.trace:
+        found += check_trace(parts.trace, workload)
     if parts.network:
         found += check_network(parts.network)
     if deployment:
@@ -383,6 +386,24 @@ def check_workload(workload: Workload) -> Findings:
     if workload.shard_skew and workload.router != "round_robin":
         problem = f'"{workload.router}" has no say where shard_skew says which shard gets what; leave it out'
         yield ("workload", "router"), problem
+
+
+def check_trace(trace: TraceLevel, workload: Workload | None) -> Findings:
+    """What is chosen to be written is something that can happen."""
+    if trace.window and trace.window[0] >= trace.window[1]:
+        start, end = (show(time, "time") for time in trace.window)
+        yield ("trace", "window"), f"begins at {start} and ends at {end}; the end must be later"
+    if not trace.steps:
+        return
+    first, after = trace.steps
+    if first >= after:
+        yield ("trace", "steps"), f"[{first}, {after}] holds no step; [{first}, {first + 1}] is one step"
+        return
+    if workload:
+        each = workload.decode_steps + (workload.phase != "decode")
+        steps = workload.batches * each
+        if first >= steps > 0:
+            yield ("trace", "steps"), f"begins with step {first}, but the run has {steps}: 0 to {steps - 1}"
 
 
 def check_network(network: Network) -> Findings:

@@ -103,6 +103,17 @@ class Table:
 Node: TypeAlias = Leaf | Table
 
 
+def values_of(text: str) -> dict[str, Any]:
+    """The values of a TOML text that we wrote ourselves, such as a result's scenario.
+
+    Raises   DocumentError when it is not TOML
+    """
+    try:
+        return tomllib.loads(text)
+    except (RecursionError, ValueError) as error:
+        raise DocumentError(f"is not TOML: {error}") from None
+
+
 def read_document(path: Path, shown: str) -> tuple[Document, dict[str, Any]]:
     """A TOML file's text and values.
 

@@ -35,7 +35,7 @@ from clustersim.spec.references import GPU, MODEL, SERVER, Kind, Resolver, catal
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.schema import json_schema
 from clustersim.spec.wording import entry_sentences, sentences
-from clustersim.spec.workload import Beside, Fault, Gating, Network, Workload
+from clustersim.spec.workload import Beside, Fault, Gating, Network, TraceLevel, Workload
 from clustersim.spec.writing import scenario_hash, to_toml
 
 __all__ = [
@@ -174,6 +174,7 @@ _SECTIONS: dict[str, TypeAdapter[Any]] = {
     "gating": TypeAdapter(Gating),
     "beside": TypeAdapter(Beside | None),
     "network": TypeAdapter(Network),
+    "trace": TypeAdapter(TraceLevel),
     "faults": TypeAdapter(tuple[Fault, ...]),
 }
 

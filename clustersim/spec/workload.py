@@ -259,10 +259,22 @@ class Fault(Value):
 class TraceLevel(Value):
     """How much is written down.
 
-    level  sums: totals only; spans: every operator of every rank; flows: spans and every flow
+    level   sums: totals only; spans: every operator of every rank; flows: spans and every flow
+    steps   of spans and flows: [first, after the last], counted from 0 in order of start; written is all
+            that runs from the beginning of the first to the end of the last of them, beside them too; what
+            is not written counts in the totals. Left out: all steps
+    window  of spans and flows: [from, to], simulated time; written is what touches it. With `steps`, what
+            both choose
     """
 
     level: Literal["sums", "spans", "flows"] = "spans"
+    steps: tuple[Whole, Whole] | None = None
+    window: tuple[Time, Time] | None = None
+
+    @field_validator("steps", "window", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
 
 
 class Claimed(Value):

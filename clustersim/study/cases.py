@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import signal
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from clustersim.analysis.cause import cause_notes
+from clustersim.analysis.compare import exposed_exchange
 from clustersim.analysis.culprits import hottest, worst_gpu
+from clustersim.analysis.latency import token_gaps
 from clustersim.errors import ClustersimError, ResultError, ScenarioError
 from clustersim.plan.memory import does_not_fit
 from clustersim.spec.reading import gpu_of
@@ -108,12 +111,6 @@ def figures_of(scenario: Scenario) -> Figures:
     summary, trace = result.summary, result.trace.raw
     experts = summary["experts"] or {}
     steps = sum(phase["steps"] for phase in summary["phases"].values())
-    exposed = sum(
-        phase["steps"] * (part["busy"] + part["wait"])
-        for phase in summary["phases"].values()
-        for part in phase["parts"]
-        if part["kind"] == "exchange" and part["stream"] == "compute"
-    )
     found: Figures = plain(
         {
             "tokens_per_second": summary["throughput"]["total_tokens_per_second"],
@@ -122,13 +119,23 @@ def figures_of(scenario: Scenario) -> Figures:
             "imbalance": experts.get("imbalance"),
             "queue_wait": experts.get("queue_wait"),
             "dropped": experts.get("dropped"),
-            "exposed_exchange": exposed / steps if steps else None,
+            "exposed_exchange": exposed_exchange(summary),
+            "token": token_gaps(trace),
+            "rebalancing": _bill(summary["rebalancing"]),
             "cause": next(cause_notes(summary["cause"]), None),
             "worst_gpu": worst_gpu(trace),
             "hottest": hottest(trace),
         }
     )
     return found
+
+
+def _bill(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What moving experts cost; None where none was to move."""
+    return None if found is None else {key: found[key] for key in _BILL}
+
+
+_BILL = ("planned", "moved", "finished", "copies", "bytes", "moving", "stopped", "stopped_share")
 
 
 @cache
@@ -161,10 +168,18 @@ class Bench:
              loses only what was under way; None keeps nothing
     resume   take what lies in `kept` as done; otherwise it is begun anew
     work     what is done with a scenario
+    study    what the cases are cases of, in words: those of another study are not gone on with; the name of
+             the work where it is empty
+    Raises   ResultError where what lies in `kept` is another study's or cannot be read
     """
 
     def __init__(
-        self, workers: int = 0, kept: Path | None = None, resume: bool = False, work: Work = figures_of
+        self,
+        workers: int = 0,
+        kept: Path | None = None,
+        resume: bool = False,
+        work: Work = figures_of,
+        study: str = "",
     ) -> None:
         self._workers = workers or cores()
         self._kept = kept
@@ -172,9 +187,12 @@ class Bench:
         self._pool: ProcessPoolExecutor | None = None
         self._strangers = {child.pid for child in multiprocessing.active_children()}
         # Figures of another work would be others of the same scenarios.
-        self._name = getattr(work, "__name__", type(work).__name__)
-        self._done: dict[str, tuple[str, Outcome]] = _read_kept(kept, self._name) if resume and kept else {}
-        self.resumed = len(self._done)
+        self._study = study or getattr(work, "__name__", type(work).__name__)
+        found = read_kept(kept, self._study) if resume and kept else Kept({})
+        self._done = dict(found.done)
+        self._resumed = frozenset(self._done)
+        self._asked: set[str] = set()
+        self.unreadable, self.outdated = found.unreadable, found.outdated
         if kept is not None and kept.exists():
             self._rewrite()
 
@@ -191,6 +209,20 @@ class Bench:
         """How many cases have been run or were kept."""
         return len(self._done)
 
+    def has(self, key: str) -> bool:
+        """Whether the case of that key is done."""
+        return key in self._done
+
+    @property
+    def resumed(self) -> int:
+        """How many of the cases that were asked for so far had been kept."""
+        return len(self._asked & self._resumed)
+
+    @property
+    def ran(self) -> int:
+        """How many of the cases that were asked for so far were run."""
+        return len(self._asked & self._done.keys()) - self.resumed
+
     def run(
         self, cases: Sequence[Case], tell: Tell = lambda done, all_: None
     ) -> Iterator[tuple[int, Outcome]]:
@@ -205,6 +237,7 @@ class Bench:
                 finished.append((position, Outcome(None, case.problem)))
                 continue
             key = key_of(case.scenario)
+            self._asked.add(key)
             if key in self._done:
                 finished.append((position, self._done[key][1]))
             else:
@@ -268,13 +301,14 @@ class Bench:
     def _stop(self) -> None:
         if self._pool is None:
             return
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        # What still runs would be waited for; nobody wants its result.
-        for child in multiprocessing.active_children():
-            if child.pid not in self._strangers:
-                child.terminate()
-        self._pool.shutdown(wait=True)
-        self._pool = None
+        pool, self._pool = self._pool, None
+        with _uninterrupted():
+            # What still runs would be waited for; nobody wants its result. The workers go first: a pool that
+            # is told to go without waiting is no longer waited for, and closes its pipes while Python ends.
+            for child in multiprocessing.active_children():
+                if child.pid not in self._strangers:
+                    child.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _keep(self, key: str) -> None:
         if self._kept is None:
@@ -288,9 +322,9 @@ class Bench:
 
     def _line(self, key: str) -> str:
         name, outcome = self._done[key]
-        entry = {"key": key, "work": self._name, "case": name}
+        entry = {"key": key, "study": self._study, "case": name}
         entry |= {"figures": outcome.figures, "error": outcome.error}
-        return json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
+        return _dumped(entry | {"check": _check(entry)}) + "\n"
 
     def _rewrite(self) -> None:
         """In the order of the keys, so that equal studies leave equal bytes whoever finished first."""
@@ -346,20 +380,70 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _read_kept(path: Path, work: str) -> dict[str, tuple[str, Outcome]]:
-    """What an earlier call left by the same work; lines that are not whole are as if they were not there."""
-    found: dict[str, tuple[str, Outcome]] = {}
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What an earlier call left.
+
+    done        key → name of the case and its outcome
+    unreadable  numbers of lines, from 1 on, that are damaged
+    outdated    how many lines another version of the program wrote
+    """
+
+    done: Mapping[str, tuple[str, Outcome]]
+    unreadable: tuple[int, ...] = ()
+    outdated: int = 0
+
+
+def read_kept(path: Path, study: str) -> Kept:
+    """What an earlier call of the same study left.
+
+    Raises   ResultError where it is that of another study, or cannot be read at all
+    """
+    done, unreadable, outdated = {}, [], 0
+    for number, entry in enumerate(_entries(path), 1):
+        if entry is None:
+            unreadable.append(number)
+        elif entry["study"] != study:
+            raise ResultError(
+                f"{path}: line {number}: holds cases of {entry['study']}, and this call is {study}; name "
+                "another folder with --out, or leave --resume out to begin anew"
+            )
+        elif entry["key"].endswith(code_digest()):
+            done[entry["key"]] = (entry["case"], Outcome(entry["figures"], entry["error"]))
+        else:
+            outdated += 1
+    return Kept(done, tuple(unreadable), outdated)
+
+
+def studies_in(path: Path) -> set[str]:
+    """The studies of which a file holds cases.
+
+    Raises   ResultError where it cannot be read at all
+    """
+    return {entry["study"] for entry in _entries(path) if entry is not None}
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Line by line what a file holds; None for a damaged one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path}: cannot be resumed: {error}") from error
+        return
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be resumed: {error.strerror or error}") from error
     for line in lines:
         try:
             entry = json.loads(line)
-            if entry["work"] == work:
-                found[entry["key"]] = (entry["case"], Outcome(entry["figures"], entry["error"]))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return {key: value for key, value in found.items() if key.endswith(code_digest())}
+            whole = entry.pop("check") == _check(entry)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            whole = False
+        yield entry if whole else None
+
+
+def _dumped(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=False, allow_nan=False)
+
+
+def _check(entry: Mapping[str, Any]) -> int:
+    """Checksum of a line without it: one that is cut short or was written into is seen."""
+    return zlib.crc32(_dumped(entry).encode())

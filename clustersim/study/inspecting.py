@@ -11,9 +11,9 @@ from typing import Any
 from clustersim.analysis.schema import SCHEMA_VERSION
 from clustersim.analysis.summary import summarize
 from clustersim.errors import ResultError, nearest
+from clustersim.trace import files
 from clustersim.trace.record import Trace
 from clustersim.trace.results import SCENARIO, SUMMARY, TRACE, newest, read_summary
-from clustersim.trace.stored import open_trace
 
 RESULTS = Path("results")
 
@@ -91,7 +91,7 @@ def _opened(folder: Path) -> Opened:
         raise ResultError(f"{folder}: the run failed, so there is nothing to look at: {summary['error']}")
     if not (folder / TRACE).is_dir():
         raise ResultError(f"{folder}: has no folder {TRACE}/, so what happened is not known")
-    trace = open_trace(folder / TRACE)
+    trace = files.read(folder / TRACE)
     ours, theirs = trace.facts.get("scenario_hash"), summary.get("scenario_hash")
     if ours != theirs:
         raise ResultError(

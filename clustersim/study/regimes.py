@@ -69,15 +69,13 @@ def _tokens_said(value: float) -> str:
     return f"{value:,.0f}"
 
 
-_GINI = Axis(
-    "skew: Gini coefficient of the experts' popularity",
-    lambda sites: (0.0, 0.1, 0.2, 0.3, 0.45, 0.6),
-    lambda site, value: gini(value),
-)
 #: Name after --map → what it is.
 AXES: Mapping[str, Axis] = {
-    "skew": _GINI,
-    "gini": _GINI,
+    "skew": Axis(
+        "skew: Gini coefficient of the experts' popularity",
+        lambda sites: (0.0, 0.1, 0.2, 0.3, 0.45, 0.6),
+        lambda site, value: gini(value),
+    ),
     "tokens": Axis(
         "sequences per batch; each makes a token per decode step",
         _sequences,
@@ -125,7 +123,7 @@ def parse_axes(text: str) -> tuple[str, str]:
     for name in names:
         if name not in AXES:
             raise ClustersimError(f'--map: "{name}" is not known{nearest(name, AXES)}; {_KNOWN}')
-    if AXES[names[0]] is AXES[names[1]] or {"slow_gpu", "slow_link"} == set(names):
+    if names[0] == names[1] or {"slow_gpu", "slow_link"} == set(names):
         raise ClustersimError(f'--map: "{text}": these two cannot be varied together')
     return names[0], names[1]
 
@@ -217,6 +215,8 @@ def _deployment(base: Base, scenario: Scenario) -> dict[str, Any]:
         "name": scenario.name,
         "file": base.file,
         "overrides": list(base.overrides),
+        "what": f"{scenario.name} ({base.file})"
+        + (f" with {', '.join(base.overrides)}" * bool(base.overrides)),
         "scenario_hash": scenario_hash(scenario),
     }
 
@@ -253,21 +253,20 @@ def _better(ratio: float | None, a_ran: bool, b_ran: bool) -> str:
 
 def _notes(found: Mapping[str, Any]) -> list[str]:
     cells = found["cells"]
-    names = {which: found[which]["name"] for which in "ab"}
-    notes = []
+    told = []
     for which in "ab":
         won = [cell for cell in cells if cell["better"] == which]
         ratios = [cell["ratio"] ** (1 if which == "a" else -1) for cell in won if cell["ratio"]]
-        most = f", by {max(ratios):.2f} x at most" if ratios else ""
-        notes.append(f"{_named(names, which)} is better at {len(won)} of {len(cells)} points{most}.")
+        most = f" (by {max(ratios):.2f} x at most)" if ratios else ""
+        told.append(f"{which.upper()} is better at {len(won)}{most}")
+    equal = sum(cell["better"] == "neither" for cell in cells)
+    told.append(f"they are equal to within {_TIE:.0%} at {equal}")
+    unknown = sum(cell["better"] == "unknown" for cell in cells)
+    if unknown:
+        told.append(f"neither can be run at {unknown}")
+    notes = [f"Of {len(cells)} points {', '.join(told[:-1])}, and {told[-1]}."]
     alone = [cell for cell in cells if cell["ratio"] is None]
     if alone:
         why = next(cell[which]["error"] for cell in alone for which in "ab" if cell[which]["error"])
         notes.append(f"At {len(alone)} points not both can be run; the first reason: {why}")
     return notes
-
-
-def _named(names: Mapping[str, str], which: str) -> str:
-    """The deployment's name; with A or B where both have the same one."""
-    same = names["a"] == names["b"]
-    return f"{which.upper()} ({names[which]})" if not same else which.upper()

@@ -12,7 +12,7 @@ from typing import Any
 from clustersim.analysis.summary import summarize
 from clustersim.engine.faults import link_faults
 from clustersim.engine.simulation import simulate
-from clustersim.errors import ClustersimError, Mistake, ScenarioError, StuckError
+from clustersim.errors import ClustersimError, Mistake, ResultError, ScenarioError, StuckError
 from clustersim.physics.fidelity import wait as wait
 from clustersim.plan.layout import Layout, hottest_rank, lay_out
 from clustersim.plan.memory import does_not_fit, pass_tokens, slots_of
@@ -21,15 +21,17 @@ from clustersim.spec.reading import gpu_of, read_scenario
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import Fault, TraceLevel
 from clustersim.spec.writing import scenario_hash, to_toml, toml_value
-from clustersim.trace.record import Trace
-from clustersim.trace.results import SCENARIO, check_place, newest, read_summary, write_result
+from clustersim.trace.record import Recorder, Trace
+from clustersim.trace.results import SCENARIO, beside, check_place, newest, read_summary, write_result
+from clustersim.trace.spill import Spill
 from clustersim.trace.tables import Tables
 
 Tell = Callable[[int, int], None]
 
-#: Rows of spans and expert queues that a trace may hold; at some 70 bytes each, and twice that while
-#: they are joined at the end of a run, it stays below 3 GB.
-_MOST_ROWS = 20_000_000
+#: Rows of spans and flows that a trace may hold on disk: some 3 bytes each where times repeat, 40 at worst.
+_MOST_WRITTEN = 500_000_000
+#: Rows of expert queues: what the summary makes of so many takes 2 GB.
+_MOST_QUEUES = 20_000_000
 #: Operators of a layer on one rank, at most; so many more with latent attention, and with shared experts.
 _OPERATORS = 22
 _MORE = 4
@@ -101,29 +103,34 @@ def load(path: str | Path, overrides: Sequence[str] = (), seed: int | None = Non
 def too_long_to_record(scenario: Scenario) -> list[Mistake]:
     """A mistake that says which level or length can be recorded, or nothing.
 
-    A trace is held in memory until the run is over; this keeps it below a few GB.
+    Rows are written while a run goes on; this keeps them below 20 GB on disk, and what the summary makes
+    of them below 2 GB of memory.
     """
-    d, w = scenario.deployment, scenario.workload
-    steps = w.decode_steps + (w.phase != "decode")
-    passes = w.batches * w.microbatches * steps
+    d, w, trace = scenario.deployment, scenario.workload, scenario.trace
+    each = w.decode_steps + (w.phase != "decode")
+    passes = w.batches * w.microbatches * each
     model = scenario.model
     slots = slots_of(d, model.experts)
-    each = _OPERATORS + _MORE * (bool(model.mla) + bool(model.shared_experts))
-    alone = 3 * slots * _parts(scenario) if d.experts.service == "by_expert" else 0
-    per_rank = model.layers * (each + alone)
     ranks = d.tensor_parallel * d.data_parallel
+    alone = 3 * slots * _parts(scenario) if d.experts.service == "by_expert" else 0
+    per_layer = _OPERATORS + _MORE * (bool(model.mla) + bool(model.shared_experts)) + alone
+    flows = 2 * model.moe_layers * d.expert_parallel if trace.level == "flows" else 0
+    per_pass = ranks * (model.layers * per_layer + flows)
+    first, after = trace.steps or (0, w.batches * each)
+    written = min(after - first, w.batches * each) * w.microbatches * per_pass
+    # How much happens in a window is not known before.
+    if written > _MOST_WRITTEN and trace.level != "sums" and trace.window is None:
+        fits = _MOST_WRITTEN // (w.microbatches * per_pass)
+        what = f'"{trace.level}" would write about {written:,} rows, at most {_MOST_WRITTEN:,} are written'
+        few = f"choose at most {fits:,} of {w.batches * each:,} steps" if fits else "choose a window"
+        remedy = f'{few} by trace.{"steps" if fits else "window"}, or set trace.level = "sums"'
+        return [Mistake("trace.level", f"{what}; {remedy}")]
     queues = passes * model.moe_layers * ranks * slots
-    flows = 2 * model.moe_layers * d.expert_parallel if scenario.trace.level == "flows" else 0
-    spans = passes * ranks * (per_rank + flows) if scenario.trace.level != "sums" else 0
-    if spans + queues <= _MOST_ROWS:
+    if queues <= _MOST_QUEUES:
         return []
-    fits = passes * _MOST_ROWS // (spans + queues)
-    shorter = f"{fits:,} of {passes:,} passes of micro-batches could be recorded"
-    remedy = 'set trace.level = "sums"' if spans and queues <= _MOST_ROWS else "take fewer batches or steps"
-    what = (
-        f'"{scenario.trace.level}" would keep about {spans + queues:,} rows, at most {_MOST_ROWS:,} are kept'
-    )
-    return [Mistake("trace.level", f"{what}; {shorter}; {remedy}")]
+    what = f"about {queues:,} queues of experts would be written, at most {_MOST_QUEUES:,} are summed up"
+    fits = passes * _MOST_QUEUES // queues
+    return [Mistake("trace", f"{what}; take fewer batches or steps: {fits:,} of {passes:,} passes fit")]
 
 
 def _parts(scenario: Scenario) -> int:
@@ -148,12 +155,17 @@ def laid_out(scenario: Scenario, shown: str) -> Layout:
         raise ScenarioError(shown, [Mistake("", str(error))]) from error
 
 
-def run_scenario(scenario: Scenario, shown: str = "", tell: Tell = lambda done, all_: None) -> Result:
+def run_scenario(
+    scenario: Scenario, shown: str = "", tell: Tell = lambda done, all_: None, folder: Path | None = None
+) -> Result:
     """Simulates a scenario.
 
     shown    what the user calls it, for messages
     tell     called after every pass with (done, all)
-    Raises   StuckError where something waits for a link that never returns
+    folder   where the result is to lie: beside it lies meanwhile what is too much for memory; None: that
+             lies where the system keeps such, as long as the result is used
+    Raises   StuckError where something waits for a link that never returns; ResultError where there is no
+             room for the trace
     """
     started = time.perf_counter()
     layout = laid_out(scenario, shown or scenario.name)
@@ -166,11 +178,13 @@ def run_scenario(scenario: Scenario, shown: str = "", tell: Tell = lambda done, 
         "scenario": to_toml(scenario),
         "gating": " ".join(stand_ins(scenario.gating, scenario.model)),
     }
+    spill = Spill(folder and beside(folder))
     try:
-        trace = simulate(scenario, layout, facts, tell)
-    except StuckError:
-        raise
-    except ClustersimError as error:
+        trace = simulate(scenario, layout, facts, tell, Recorder(spill))
+    except BaseException as error:
+        spill.discard()
+        if not isinstance(error, ClustersimError) or isinstance(error, StuckError | ResultError):
+            raise
         raise ScenarioError(shown or scenario.name, [Mistake("", str(error))]) from error
     wall = time.perf_counter() - started
     # Wall time is no property of the scenario: it stands in the summary, never in the trace.
@@ -267,7 +281,7 @@ def run(
         scenario, path = path, path.name
     else:
         scenario = load(path, overrides, seed)
-    result = run_scenario(scenario, str(path), tell)
+    result = run_scenario(scenario, str(path), tell, None if out is None else Path(out))
     if not alone:
         result = with_beside(result, str(path), tell)
     if out is not None:

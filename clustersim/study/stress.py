@@ -8,17 +8,17 @@ placements of experts. All of it is one list of cases, run side by side and kept
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clustersim.analysis.culprits import said_hottest, said_worst_gpu
 from clustersim.errors import ClustersimError, ResultError
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.writing import scenario_hash
 from clustersim.study.breaking import Probe, Range, as_json, breaking_point, together
-from clustersim.study.cases import Base, Bench, Case, Outcome, variant, write_whole
+from clustersim.study.cases import Base, Bench, Case, Outcome, studies_in, variant, write_whole
 from clustersim.study.slo import Slo, default_slo, parse_slo
 from clustersim.study.stress_cases import (
     AS_STATED,
@@ -32,7 +32,9 @@ from clustersim.study.stress_cases import (
     slow_gpu,
     slow_link,
 )
+from clustersim.study.stress_moves import moves_of, moving_table
 from clustersim.study.stress_schema import SCHEMA_VERSION
+from clustersim.study.stress_words import notes_of, said_break
 from clustersim.trace.plain import json_text
 
 #: Decode steps that are run of a longer scenario: each is like the one before it, and the motions of the
@@ -46,6 +48,8 @@ REPORT = "stress.json"
 #: Questions that leave their cases in a folder → the file of the answer.
 REPORTS = {"stress": REPORT, "rebalance": "rebalance.json"}
 KEPT = "cases.jsonl"
+#: Drawings that may lie beside an answer; those that do not belong to it are taken away.
+DRAWINGS = ("placements.svg", "placements-load.svg", "map.svg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +89,14 @@ class Worse:
     over       how far it is made worse, on a site
     overrides  for a value
     like       the stress of STRESSES that needs the same
+    mildest    what its mildest value means
     """
 
     what: str
     over: Callable[[Site], Range]
     overrides: Callable[[Site, float], Sequence[str]]
     like: str
+    mildest: str
 
 
 #: Cause → how it is made worse until the bound is missed.
@@ -100,18 +106,21 @@ CAUSES: Mapping[str, Worse] = {
         lambda site: Range(0.0, site.most_gini, 0.01, ratio=False),
         lambda site, value: gini(value),
         "real_text",
+        "no skew",
     ),
     "slow GPU": Worse(
         "times that one GPU is slower",
         lambda site: Range(1.0, 16.0, 0.02, ratio=True),
         lambda site, value: (*EVEN, slow_gpu(site, value)),
         "slow_gpu",
+        "the GPU as it is",
     ),
     "thin link": Worse(
         "what the bandwidth of one GPU's network card is divided by",
         lambda site: Range(1.0, 64.0, 0.02, ratio=True),
         lambda site, value: (*EVEN, slow_link(site, value)),
         "slow_link",
+        "the card as it is",
     ),
 }
 
@@ -145,17 +154,62 @@ def folder_of(scenario: Scenario, out: Path | None, *about: str, question: str =
     return out if out is not None else Path("results") / f"{scenario.name}-{question}-{digest}"
 
 
+def study_of(question: str, about: str) -> str:
+    """What cases are cases of, in words."""
+    return f"{question} of {about}" if about else question
+
+
+def about(scenario: Scenario) -> str:
+    """A scenario in words, with its hash."""
+    return f"{scenario.name} ({scenario_hash(scenario)})"
+
+
 def check_folder(folder: Path, question: str = "stress") -> None:
     """Raises ResultError, before anything is run, where something else than such an answer lies."""
     if folder.exists() and not folder.is_dir():
         raise ResultError(f"{folder}: is not a folder; a result cannot be written there")
-    report, others = REPORTS[question], [name for key, name in REPORTS.items() if key != question]
-    kept = (folder / KEPT).is_file() and not any((folder / name).is_file() for name in others)
-    mine = kept or (folder / report).is_file()
-    if folder.is_dir() and not mine and any(folder.iterdir()):
+    if not folder.is_dir():
+        return
+    report, kept = REPORTS[question], folder / KEPT
+    studies = studies_in(kept) if kept.is_file() else set()
+    others = sorted(study for study in studies if study.partition(" of ")[0] != question)
+    if others:
+        raise ResultError(f"{kept}: holds cases of {others[0]}, not of {question}, and is left alone")
+    mine = (folder / report).is_file() or studies or (kept.is_file() and not kept.stat().st_size)
+    if not mine and any(folder.iterdir()):
         raise ResultError(
             f"{folder}: holds files but no {report}, so it is not such a result and is left alone"
         )
+
+
+def begin_anew(folder: Path, question: str = "stress") -> None:
+    """Takes an earlier answer away: its cases go, and it must not stand beside those of another call."""
+    for name in (REPORTS[question], *DRAWINGS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def earlier_parts(wish: Wish, folder: Path) -> tuple[tuple[str, ...], str]:
+    """The parts that an earlier call answered for the same scenario, which stay; and a sentence on others."""
+    path = folder / REPORT
+    if not path.is_file():
+        return (), ""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["question"] != "stress":
+            return (), ""
+        parts = tuple(part for part in PARTS if part in found["parts"])
+        same = found["scenario_hash"] == scenario_hash(prepared(wish)[1])
+        bound = (found["slo"]["text"], found["slo"]["stated"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return (), f"{path}: cannot be read and is made anew: {error}"
+    if not same:
+        return (), ""
+    alike = bound == (parse_slo(wish.slo).said(), True) if wish.slo else not bound[1]
+    if alike or "breaking" not in parts or "breaking" in wish.parts:
+        return parts, ""
+    # Other cases and runs would be needed; the suite and the help are the same runs, judged anew.
+    left = tuple(part for part in parts if part != "breaking")
+    return left, f"{path}: its breaking points are of another bound, {bound[0]}, and are left out"
 
 
 def stress(wish: Wish, bench: Bench, listener: Listener | None = None) -> dict[str, Any]:
@@ -176,6 +230,7 @@ def stress(wish: Wish, bench: Bench, listener: Listener | None = None) -> dict[s
     slo = wished or default_slo(first.figures, WORSE)
     own_steps = wish.base.scenario().workload.decode_steps
     head = _head(base, scenario, own_steps, slo, bool(wished))
+    head["parts"] = [part for part in PARTS if part in wish.parts]
     listener.row("head", head)
     site = site_of(scenario, first.figures["steps"], first.figures["latency"]["step"]["mean"])
     run = _Run(base, site, slo, first, bench, listener)
@@ -184,7 +239,7 @@ def stress(wish: Wish, bench: Bench, listener: Listener | None = None) -> dict[s
     broken = run.breaking_points() if "breaking" in wish.parts else []
     helped = run.help(cases) if "help" in wish.parts else None
     found = {**head, "suite": rows, "breaking": broken, "help": helped}
-    found["notes"] = list(_notes(found))
+    found["notes"] = list(notes_of(found))
     return found
 
 
@@ -308,6 +363,7 @@ class _Run:
                 row |= as_json(found[cause])
                 row["overrides"] = list(one.overrides(self.site, at))
                 row["figures"] = outcomes[cause, at].figures
+            row["said"] = said_break(row, self.slo, one.mildest)
             self.listener.row("breaking", row)
             rows.append(row)
         return rows
@@ -328,21 +384,33 @@ class _Run:
             variant(self.base, f"{entry.case.name} | {name}", (*entry.case.overrides, *placements[name]))
             for entry, name in pairs
         ]
-        outcomes = self.bench.all(cases, self.listener.tell)
+        moves = moves_of(self.base, self.site, [entry.case for entry in kept])
+        compared = [case for move in moves for case in (move.once, move.anew)]
+        outcomes = self.bench.all([*cases, *compared], self.listener.tell)
+        moved = outcomes[len(cases) :]
         cells = {
             (entry.case.name, name): self._cell(name, outcome)
-            for (entry, name), outcome in zip(pairs, outcomes, strict=True)
+            for (entry, name), outcome in zip(pairs, outcomes, strict=False)
         }
-        found = {
+        found: dict[str, Any] = {
             "placements": [{"placement": name, "overrides": list(lay)} for name, lay in placements.items()],
             "rows": [
-                {"case": entry.case.name, "cells": [cells[entry.case.name, name] for name in placements]}
+                {
+                    "case": entry.case.name,
+                    "what": entry.what,
+                    "cells": [cells[entry.case.name, name] for name in placements],
+                }
                 for entry in kept
             ],
         }
         found["summary"] = list(_weighed(found))
+        found["moving"] = moving_table(self.site, moves, moved, self._speed)
         self.listener.row("help", found)
         return found
+
+    def _speed(self, outcome: Outcome) -> float | None:
+        ratios = self.ratios(outcome)
+        return None if ratios is None else ratios["tokens_per_second"]
 
     def _cell(self, name: str, outcome: Outcome) -> dict[str, Any]:
         figures = outcome.figures
@@ -378,76 +446,10 @@ def _weighed(help_: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _notes(found: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences on what stands out."""
-    rows = {row["case"]: row for row in found["suite"] if not row["error"]}
-    stressed = [row for name, row in rows.items() if name not in (BALANCED, AS_STATED)]
-    if stressed:
-        worst = max(stressed, key=lambda row: row["against_balanced"]["p99_step"])
-        yield (
-            f"The worst case is {worst['case']}: its p99 step takes {_times(worst)} x that under even load; "
-            f"{said_cause(worst['figures'])}."
-        )
-    yield from _both_at_once(rows)
-    if found["help"]:
-        yield from _helped(found["help"])
-
-
-def said_cause(figures: Mapping[str, Any]) -> str:
-    """What holds the run up, in one line; else the hot rank, or the GPU that others wait for."""
-    if figures["cause"] is not None:
-        said = str(figures["cause"]).rstrip(".")
-        return said[0].lower() + said[1:]
-    hot, waited = figures["hottest"], figures["worst_gpu"]
-    if hot is not None and hot["load"] >= _HOT:
-        return said_hottest(hot)
-    return said_worst_gpu(waited) if waited is not None else "nobody waits for anybody"
-
-
-#: A rank with so many times the mean tokens over the whole run is named as a cause.
-_HOT = 1.15
-
-
-def _times(row: Mapping[str, Any]) -> str:
-    return f"{row['against_balanced']['p99_step']:.2f}"
-
-
-def _both_at_once(rows: Mapping[str, Any]) -> Iterator[str]:
-    names = ("hot_rank", "slow_gpu", "hot_on_slow_gpu")
-    if not all(name in rows for name in names):
-        return
-    hot, slow, both = (rows[name]["against_balanced"]["p99_step"] - 1 for name in names)
-    more = "more" if both > hot + slow else "no more"
-    yield (
-        f"A hot rank costs {hot:+.1%} of a step, a slow GPU {slow:+.1%}, the hot rank on the slow GPU "
-        f"{both:+.1%}: {more} than the two added up."
-    )
-
-
-def _helped(help_: Mapping[str, Any]) -> Iterator[str]:
-    ran = [one for one in help_["summary"] if one["ran"]]
-    if not ran:
-        return
-    own = help_["summary"][0]
-    best = min(ran, key=lambda one: (-one["kept"], one["mean"]))
-    if best["kept"] <= own["kept"] and not (own["mean"] and best["mean"] < own["mean"] * (1 - _WORTH)):
-        yield "No other placement of experts helps: none keeps the bound in more cases or is faster by 2%."
-        return
-    yield (
-        f"What helps most is {best['placement']}: it keeps the bound in {best['kept']} of {best['ran']} "
-        f"cases, with a p99 step of {best['mean']:.2f} x balanced in the mean; as stated it is {own['kept']} "
-        f"of {own['ran']}" + (f" and {own['mean']:.2f} x." if own["mean"] else ".")
-    )
-
-
-#: A placement that is faster by less is not said to help: draws alone make such differences.
-_WORTH = 0.02
-
-
 def save(
     found: Mapping[str, Any], folder: Path, drawings: Mapping[str, str], question: str = "stress"
 ) -> None:
-    """Writes the answer and its drawings, each whole or not at all.
+    """Writes the answer and its drawings, each whole or not at all; earlier drawings are not left beside it.
 
     drawings  file name → SVG text
     question  of REPORTS
@@ -455,4 +457,6 @@ def save(
     """
     for name, text in drawings.items():
         write_whole(folder / name, text)
+    for name in set(DRAWINGS) - set(drawings):
+        (folder / name).unlink(missing_ok=True)
     write_whole(folder / REPORTS[question], json_text(found))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import floor
 
 from clustersim.plan.layout import Layout, lay_out
-from clustersim.spec.deployment import HELD_ONCE
+from clustersim.spec.deployment import BY_LOAD, HELD_ONCE
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import burst_experts
 from clustersim.spec.writing import toml_value
@@ -313,6 +313,9 @@ def placed(scenario: Scenario, policy: str, spare: int = 0) -> tuple[str, ...]:
         values |= {"spare": spare}
     if spare:
         values |= {"copy_choice": "least_loaded"}
+    if experts.rebalance.every and policy not in BY_LOAD:
+        # A policy that looks at no load would be refused beside it.
+        values |= {"rebalance.every": 0}
     return tuple(f"deployment.experts.{key}={toml_value(value)}" for key, value in values.items())
 
 

@@ -15,6 +15,8 @@ FIGURES: dict[str, str] = {
     "dropped": "choices dropped because of a capacity factor, as in summary.json; null without one",
     "exposed_exchange": "time per step and GPU that exchanges take or are waited for with nothing computed "
     "meanwhile, s",
+    "token": "time between output tokens of a sequence, stops for weights included, s; null without",
+    "rebalancing": "what moving experts cost, the keys as in summary.json; null where none was to move",
     "cause": "what holds the run up, in one line; null where nothing costs 2 % of a step",
     "worst_gpu.gpu": "the GPU that others waited for longest; `worst_gpu` is null if nobody waited",
     "worst_gpu.rank": "its rank",
@@ -36,6 +38,7 @@ SCHEMA: dict[str, str] = {
     "scenario_hash": "hash of the resolved scenario as it was run",
     "seed": "of every random stream, the same in all cases",
     "decode_steps.run": "decode steps of each case, and `decode_steps.in_file` those the file states",
+    "parts[]": "which parts are answered: those of this call, and with --resume those of earlier ones",
     "slo.text": "the bound that is wished",
     "slo.subject": "what is bounded, and `slo.limit` where, s or 1/s",
     "slo.stated": "whether the user wished it; else it follows from the balanced case",
@@ -52,6 +55,7 @@ SCHEMA: dict[str, str] = {
     "breaking[].low": "the mildest value tried, and `high` the worst",
     "breaking[].precision": "how far the answer may be off: absolute, or a share if `precision_is_ratio`",
     "breaking[].verdict": "breaks; never: kept in the whole range; always: missed at its mildest; failed",
+    "breaking[].said": "the answer as a sentence",
     "breaking[].kept_at": "the last value before the break at which the bound is kept",
     "breaking[].missed_at": "the smallest value at which it is missed",
     "breaking[].probes[]": "every run: at, value of what is bounded, missed, error",
@@ -60,13 +64,21 @@ SCHEMA: dict[str, str] = {
     "breaking[].figures": "what that run gave",
     "help.placements[].placement": "expert policy and spare places per rank, and `overrides` for it; `help` "
     "is null where experts have no choice of ranks",
-    "help.rows[].case": "a case of the suite",
+    "help.rows[].case": "a case of the suite, and `what` it is",
     "help.rows[].cells[]": "that case under each placement: placement, error, missed, against_balanced (the "
     "balanced case of the file's own placement), p99_step, tokens_per_second, imbalance (mean)",
     "help.summary[]": "of each placement: in how many cases it `ran`, was `not_run` and `kept` the bound, "
     "`worst` and `mean` p99 step / balanced, and the first error",
+    "help.moving": "cases whose load moves, with experts placed anew `every` so many of the run's `steps` by "
+    "the loads of a `window` of steps; null where no load moves",
+    "help.moving.rows[]": "case, placement, transfer (stop or background), overrides, error and the `gain` "
+    "in tokens/s of placing them anew, its bill included",
+    "help.moving.rows[].once": "the experts left alone: throughput against_balanced (a ratio), p99_token (as "
+    "`token` of the figures, s) and imbalance; `help.moving.rows[].anew` placed anew",
+    "help.moving.rows[].bill": "planned, moved, finished, copies, bytes, moving, stopped and stopped_share "
+    "as `rebalancing` in summary.json",
     "map.x": "what changes from column to column: name, what, values; `map.y` from row to row",
-    "map.a": "the first deployment: name, file and hash; `map.b` the second",
+    "map.a": "the first deployment: name, file, overrides, hash and `what` it is; `map.b` the second",
     "map.cells[]": "row by row: x, y, tokens_per_second and p99_step of a and b, the error of either, the "
     "`ratio` of their throughputs (a / b) and which is better",
     "notes[]": "sentences on what stands out",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,9 @@ class Text:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def __getitem__(self, rows: slice) -> Text:
+        return Text(self.codes[rows], self.words)
 
     def rows(self) -> np.ndarray:
         """The words row by row, object[rows]."""
@@ -87,7 +90,11 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "met": ("float64", "when all it had to meet were there (compute: the start), s"),
         "end": ("float64", "when it was done, s"),
         "priced": ("float64", "what it would have taken as priced, without faults, s; NaN for exchanges"),
-        "after": ("int64", "span whose end released it; -1 for none"),
+        "after": (
+            "int64",
+            "span whose end released it; -1 for none. What it waits for from that end to `met` is under "
+            "way: tokens for an expert, weights that move",
+        ),
     },
     "span_links": {
         "span": ("int64", "span of an exchange in which bytes were sent to or from its rank"),
@@ -302,11 +309,31 @@ class Trace:
     facts: Mapping[str, Any]
 
 
-class Recorder:
-    """Takes blocks of rows and keeps them as columns; the engine's only way out."""
+class Store(Protocol):
+    """Where a recorder puts rows that are too many for memory."""
 
-    def __init__(self) -> None:
-        self._blocks: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
+    #: Rows of one table that a recorder keeps before it hands them on.
+    rows: int
+
+    def take(self, table: str, columns: Columns) -> Columns:
+        """Writes the first rows of those that came. Returns the others, to be kept."""
+        ...
+
+    def finish(self, table: str, columns: Columns) -> Columns:
+        """Given the last rows of a table, returns all of it."""
+        ...
+
+
+class Recorder:
+    """Takes blocks of rows and keeps them as columns; the engine's only way out.
+
+    store   takes what is too much for memory; None: everything is kept
+    """
+
+    def __init__(self, store: Store | None = None) -> None:
+        self._store = store
+        self._blocks: dict[str, list[Mapping[str, np.ndarray]]] = {table: [] for table in TABLES}
+        self._rows = dict.fromkeys(TABLES, 0)
         self._words: dict[tuple[str, str], dict[str, int]] = {}
 
     def code(self, table: str, column: str, word: str) -> int:
@@ -318,7 +345,7 @@ class Recorder:
         """Appends a block of rows.
 
         columns  every column of the table: an array, or a scalar that holds for the whole block;
-                 text columns as words or as codes from `code`
+                 text columns as words or as codes from `code`. Arrays must not be changed afterwards
         """
         expected = TABLES[table]
         assert columns.keys() == expected.keys(), (table, columns.keys() ^ expected.keys())
@@ -332,6 +359,9 @@ class Recorder:
             array = np.asarray(value, dtype=dtype)
             block[name] = np.broadcast_to(array, (length,)) if array.ndim == 0 else array
         self._blocks[table].append(block)
+        self._rows[table] += length
+        if self._store is not None and self._rows[table] >= self._store.rows:
+            self._keep(table, self._store.take(table, self._joined(table)))
 
     def _encoded(self, table: str, column: str, value: Any) -> Any:
         if isinstance(value, str):
@@ -340,9 +370,18 @@ class Recorder:
             return [self.code(table, column, word) for word in value]
         return value
 
+    def _keep(self, table: str, columns: Columns) -> None:
+        """Puts these rows in the place of all that were kept."""
+        block = {name: c.codes if isinstance(c, Text) else c for name, c in columns.items()}
+        self._rows[table] = len(next(iter(block.values())))
+        self._blocks[table] = [block] if self._rows[table] else []
+
     def finish(self, facts: Mapping[str, Any]) -> Trace:
         """The trace so far; blocks are joined in the order in which they came."""
-        return Trace({table: self._joined(table) for table in TABLES}, facts)
+        tables = {table: self._joined(table) for table in TABLES}
+        if self._store is not None:
+            tables = {table: self._store.finish(table, columns) for table, columns in tables.items()}
+        return Trace({table: _without_unused(columns) for table, columns in tables.items()}, facts)
 
     def _joined(self, table: str) -> Columns:
         joined: dict[str, np.ndarray | Text] = {}
@@ -353,3 +392,15 @@ class Recorder:
             words = tuple(self._words.get((table, column), {}))
             joined[column] = Text(array, words) if dtype == "text" else array
         return joined
+
+
+def _without_unused(columns: Columns) -> Columns:
+    """Without words behind the last that stands in a row: a file does not know them either."""
+    if not isinstance(columns, dict):
+        return columns
+    return {
+        name: Text(column.codes, column.words[: int(column.codes.max()) + 1])
+        if isinstance(column, Text) and len(column)
+        else column
+        for name, column in columns.items()
+    }

@@ -56,12 +56,16 @@ def _fill(fresh: Path, scenario_toml: str, summary: Mapping[str, Any], trace: Tr
 def check_place(folder: Path) -> None:
     """Raises ResultError if a result could not be written there; leaves nothing behind."""
     refuse_foreign(folder)
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=above):
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=beside(folder)):
             pass
     except OSError as error:
         raise ResultError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+def beside(folder: Path) -> Path:
+    """The folder above it, or above that, which is there already."""
+    return next(parent for parent in folder.absolute().parents if parent.exists())
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clustersim.errors import ClustersimError, pick
-from clustersim.trace.files import to_arrow
+from clustersim.trace.files import length, to_arrow
 from clustersim.trace.record import TABLES, Columns, Trace
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Table:
     columns: Columns
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
+        return length(self.columns)
 
     def __repr__(self) -> str:
         return f"<Table {self.name}: {len(self)} rows of {', '.join(self.columns)}>"

@@ -35,5 +35,5 @@ def test_cost_of_an_operator(benchmark, skew):
     benchmark.extra_info["operators"] = operators
     benchmark.extra_info["events"] = result.summary["events"]
     benchmark.extra_info["ratio_to_bare_timeouts"] = round(seconds / bare, 2)
-    assert operators == 643_072
+    assert operators == 710_656
     print(f"\n{skew}: {operators:,} operators in {seconds:.1f} s, {seconds / bare:.1f} x bare timeouts")
