@@ -32,6 +32,10 @@ Found = Mapping[str, Any]
 #: Nothing to full, and what is not known.
 _BLOCKS, _LETTERS, _UNKNOWN = " ▁▂▃▄▅▆▇█", " .:-=+*#%@", "?"
 _CELL = 34
+_VIEWERS = {
+    "perfetto": "open it in https://ui.perfetto.dev, where it does not leave your browser",
+    "chrome": "open it in chrome://tracing or https://ui.perfetto.dev",
+}
 _WIDEST = 60
 
 
@@ -378,6 +382,23 @@ def _said_piece(piece: Found) -> str:
 
 
 # ---- answers of queries -------------------------------------------------------------------------
+
+
+def show_export(found: Found, console: Console) -> None:
+    """Prints what `study.exporting.export` found."""
+    window = " to ".join(said_time(second) for second in found["window"])
+    put_title(console, f"{found['path']}: {said_size(found['bytes'])}")
+    if found["format"] == "csv":
+        rows = ", ".join(f"{table} {count:,}" for table, count in found["rows"].items() if count)
+        put_paragraph(console, "  ", f"a file per table, of {window}; rows: {rows}")
+        return
+    put_paragraph(
+        console,
+        "  ",
+        f"{found['spans']:,} spans of {window}: {found['slices']:,} slices, {found['arrows']:,} arrows, "
+        f"{found['points']:,} points of counters",
+    )
+    put_paragraph(console, "  ", _VIEWERS[found["format"]])
 
 
 def show_answer(found: Found, console: Console) -> None:

@@ -79,7 +79,7 @@ def gpus_view(opened: Opened, by: str = "gpu", state: str = "", times: Times = _
     state    what lines over time show: one of STATES, or busy, that is computing or exchanging
     Returns  folder, window (s), by, gpus (or groups), over_time: None, or edges and lines
     """
-    trace, window = opened.trace, _window(opened.trace, times)
+    trace, window = opened.trace, window_of(opened.trace, times)
     ranks = trace.tables["ranks"]
     by = by or _fitting(trace)
     pick(_GROUPS, by, "--by")
@@ -113,7 +113,7 @@ def links_view(opened: Opened, tier: str = "", times: Times = _WHOLE, lines: int
     Returns  folder, window (s), tiers, links (the busiest first), over_time: None, or edges and lines with
              bytes and utilization (mean and busiest link)
     """
-    trace, window = opened.trace, _window(opened.trace, times)
+    trace, window = opened.trace, window_of(opened.trace, times)
     if tier:
         pick(tiers(links(trace)), tier, "--tier")
     use = over_time.link_use(trace, times.bins or 1, window) if times.bins or window else None
@@ -180,7 +180,7 @@ def experts_view(
         raise ClustersimError(f"--gpu: {gpu} holds no experts{where}")
     lines = None
     if times.bins:
-        queues = over_time.queue_lengths(trace, times.bins, _window(trace, times))
+        queues = over_time.queue_lengths(trace, times.bins, window_of(trace, times))
         holders = [copy["rank"] for copy in sorted(found, key=lambda copy: -copy["wait"]["mean"])]
         names = _names(trace)
         lines = {
@@ -239,7 +239,7 @@ def slice_view(opened: Opened, asked: Sequence[str], times: Times, operator: str
     if operator:
         _check_operator(trace, operator)
     ranks = list(dict.fromkeys(rank_of(trace, name) for name in asked))
-    window = _window(trace, times) or _all(trace)
+    window = window_of(trace, times) or _all(trace)
     pieces = slice_of(trace, ranks, window, operator or None)
     table, names = trace.tables["ranks"], _names(trace)
     rows = {int(rank): row for row, rank in enumerate(numbers(table, "rank"))}
@@ -285,10 +285,11 @@ def sql_view(opened: Opened, sql: str, rows: int | None = None) -> dict[str, Any
     }
 
 
-def rank_of(trace: Trace, name: str) -> int:
+def rank_of(trace: Trace, name: str, where: str = "--gpu") -> int:
     """The rank of a GPU.
 
     name     its rank as a number, or its vertex of the topology
+    where    option that named it, for the message
     Raises   ClustersimError with the nearest ones
     """
     known = numbers(trace.tables["ranks"], "rank").tolist()
@@ -298,13 +299,13 @@ def rank_of(trace: Trace, name: str) -> int:
             return rank
         near = min(known, key=lambda other: abs(other - rank), default=None)
         nearby = "" if near is None else f" (the nearest is {near})"
-        raise ClustersimError(f"--gpu: there is no rank {rank}{nearby}; there are {_ranges(known)}")
+        raise ClustersimError(f"{where}: there is no rank {rank}{nearby}; there are {_ranges(known)}")
     vertices = {vertex: rank for rank, vertex in _names(trace).items()}
     if name in vertices:
         return vertices[name]
     example = next(iter(vertices), "none")
     raise ClustersimError(
-        f'--gpu: there is no GPU "{name}"{nearest(name, vertices)}; give a rank, {_ranges(known)}, or a '
+        f'{where}: there is no GPU "{name}"{nearest(name, vertices)}; give a rank, {_ranges(known)}, or a '
         f"vertex of the topology, such as {example}"
     )
 
@@ -320,7 +321,7 @@ def _said(trace: Trace, window: tuple[float, float] | None) -> tuple[float, floa
     return _all(trace) if window is None else window
 
 
-def _window(trace: Trace, times: Times) -> tuple[float, float] | None:
+def window_of(trace: Trace, times: Times) -> tuple[float, float] | None:
     """From and to, s; None where neither was given."""
     if not times.start and not times.end:
         return None

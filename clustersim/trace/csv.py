@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -41,6 +41,8 @@ _SHOWN = 60
 _PIECE = 1 << 22
 #: Decimals to which a number is written where the rest of its digits are rounding.
 _DECIMALS = 6
+#: Tells zlib to write what gzip writes.
+_GZIP = 31
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -240,21 +242,73 @@ def write_text(path: Path, content: bytes) -> None:
 
     Raises   ResultError if nothing can be written there
     """
+    write_pieces(path, [content])
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """As `write_text`, of a file that need not be in memory as a whole."""
     if path.suffix == ".gz":
-        # Without the time of day: the same table gives the same bytes.
-        content = gzip.compress(content, compresslevel=3, mtime=0)
+        pieces = _compressed(pieces)
     try:
         if path.exists() and not path.is_file():
             # A pipe or a device is written to, not replaced.
-            path.write_bytes(content)
+            with path.open("wb") as file:
+                file.writelines(pieces)
             return
         place = path.resolve()
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=place.parent) as workplace:
             fresh = Path(workplace) / "fresh"
-            fresh.write_bytes(content)
+            with fresh.open("wb") as file:
+                file.writelines(pieces)
             fresh.replace(place)
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def _compressed(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """As gzip does it, without the time of day: the same content gives the same bytes."""
+    packer = zlib.compressobj(3, wbits=_GZIP)
+    for piece in pieces:
+        yield packer.compress(piece)
+    yield packer.flush()
+
+
+def write_folder(folder: Path, tables: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Writes `<table>.csv` for every table beside their place, and moves the folder there when it is whole.
+
+    tables   name → column → values, all of one length
+    Raises   ResultError if something else than such files lies there, or nothing can be written
+    """
+    check_folder(folder, tables)
+    try:
+        place = folder.resolve()
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as workplace:
+            fresh = Path(workplace) / "fresh"
+            fresh.mkdir()
+            for table, columns in tables.items():
+                (fresh / f"{table}.csv").write_bytes(to_csv(columns))
+            old = Path(workplace) / "old"
+            if place.exists():
+                place.rename(old)
+            try:
+                fresh.rename(place)
+            except OSError:
+                if old.exists():
+                    old.rename(place)
+                raise
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def check_folder(folder: Path, tables: Collection[str]) -> None:
+    """Raises ResultError if something else than such tables lies there, or the folder cannot be written."""
+    if folder.is_dir():
+        strange = sorted({path.name for path in folder.iterdir()} - {f"{table}.csv" for table in tables})
+        if strange:
+            raise ResultError(f"{folder}: holds {strange[0]}, which is no table of ours, and is not replaced")
+    elif folder.exists():
+        raise ResultError(f"{folder}: is a file; tables are written into a folder")
+    check_place(folder.resolve().parent / f".{folder.name}")
 
 
 def to_csv(columns: Mapping[str, np.ndarray]) -> bytes:
