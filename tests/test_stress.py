@@ -288,7 +288,7 @@ def test_a_placement_that_helps_one_case_is_not_said_to_help_none(answer: dict[s
         if min(cell["p99_step"] for cell in row["cells"]) < 0.98 * row["cells"][0]["p99_step"]
     ]
     assert ("In no single case" in said) == (not better)
-    named = re.findall(r"(\w+) from [\d.]+ to", said)
+    named = re.findall(r"([\w.]+) from [\d.]+ to", said)
     assert named and set(named) <= set(better)
 
 
