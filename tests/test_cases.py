@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,53 @@ def test_a_line_that_was_cut_short_is_run_again(base: Base, tmp_path: Path) -> N
     ran(seeds(base, 1, 2), work, kept, resume=True)
     assert len(work.seen) == 1
     assert all(json.loads(line) for line in kept.read_text("utf-8").splitlines())
+
+
+def test_damaged_lines_are_numbered_and_only_their_cases_run_again(base: Base, tmp_path: Path) -> None:
+    kept = tmp_path / "cases.jsonl"
+    ran(seeds(base, 1, 2, 3, 4), Counted(), kept)
+    lines = kept.read_bytes().splitlines(keepends=True)
+    lines[1] = b"\xff not a line\n"
+    lines[3] = lines[3].replace(b'"seed": ', b'"seed": 7')
+    kept.write_bytes(b"".join(lines))
+    work = Counted()
+    with Bench(1, kept, True, work) as bench:
+        assert bench.unreadable == (2, 4)
+        assert [outcome.figures for outcome in bench.all(seeds(base, 1, 2, 3, 4))] == [
+            {"seed": seed} for seed in (1, 2, 3, 4)
+        ]
+    assert len(work.seen) == 2
+
+
+def test_cases_of_another_study_are_refused_and_left(base: Base, tmp_path: Path) -> None:
+    kept = tmp_path / "cases.jsonl"
+    with Bench(1, kept, work=Counted(), study="stress of one") as bench:
+        bench.all(seeds(base, 1))
+    before = kept.read_bytes()
+    with pytest.raises(ResultError, match=r"line 1: holds cases of stress of one, and this call is .* other"):
+        Bench(1, kept, True, Counted(), "stress of other")
+    assert kept.read_bytes() == before
+
+
+def test_only_cases_that_are_asked_for_count_as_done_already(base: Base, tmp_path: Path) -> None:
+    kept = tmp_path / "cases.jsonl"
+    ran(seeds(base, 1, 2, 3), Counted(), kept)
+    with Bench(1, kept, True, Counted()) as bench:
+        bench.all(seeds(base, 2, 4))
+        bench.all(seeds(base, 2))
+        assert (bench.resumed, bench.ran, bench.done) == (1, 1, 4)
+
+
+def test_an_interrupted_bench_leaves_no_thread_that_closes_pipes_while_python_ends(base: Base) -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt), Bench(2, work=seed_of) as bench:
+        next(bench.run(seeds(base, 1, 2, 3, 4, 5, 6)))
+        raise KeyboardInterrupt
+    assert set(threading.enumerate()) <= before
+
+
+def seed_of(scenario: Scenario) -> dict[str, Any]:
+    return {"seed": scenario.seed}
 
 
 def test_what_another_version_of_the_program_found_is_not_gone_on_with(

@@ -72,5 +72,15 @@ def test_a_map_of_one_value_or_none_or_zero_is_drawn() -> None:
 
 
 def test_a_marked_cell_has_a_frame_and_others_have_none() -> None:
-    rects = [group.find(f"{SVG}rect") for group in drawn(1.0, 2.0).iter(f"{SVG}g")]
-    assert [rect is not None and rect.attrib["stroke"] for rect in rects] == ["black", "white"]
+    marks = [group.findall(f"{SVG}rect[@class='mark']") for group in drawn(1.0, 2.0).iter(f"{SVG}g")]
+    assert [len(mark) for mark in marks] == [1, 0]
+
+
+def test_the_scale_runs_from_the_smallest_to_the_largest_value_there_is() -> None:
+    texts = [part.text for part in drawn(1.0, 4.0).iter(f"{SVG}text")]
+    assert "4" in texts and "0.25" not in texts
+
+
+def test_it_can_be_read_on_a_dark_screen() -> None:
+    (style,) = drawn(1.0, 2.0).iter(f"{SVG}style")
+    assert "prefers-color-scheme:dark" in (style.text or "")

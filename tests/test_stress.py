@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,6 +12,7 @@ import pytest
 from scenarios import MODEL, fat_tree, parallel, single_server, tiny
 
 from clustersim.cli import _status
+from clustersim.cli.stress import stress as command
 from clustersim.errors import ClustersimError
 from clustersim.report.stress import help_drawings, map_drawing
 from clustersim.spec.reading import read_scenario
@@ -209,6 +211,16 @@ def test_a_bound_that_nothing_can_keep_is_missed_at_its_mildest(base: Base) -> N
     with Bench(1) as bench:
         found = stress(Wish(base, ("breaking",), "p99 step < 1 ns"), bench)
     assert {row["verdict"] for row in found["breaking"]} == {"always"}
+    assert found["breaking"][0]["said"].startswith("even at 0 (no skew) the bound is missed: p99 step is ")
+    assert found["breaking"][0]["said"].endswith(" against the bound 1 ns")
+
+
+def test_a_bound_that_holds_throughout_is_told_with_the_range_and_the_worst_value(base: Base) -> None:
+    with Bench(1) as bench:
+        found = stress(Wish(base, ("breaking",), "p99 step < 1 s"), bench)
+    said = [row["said"] for row in found["breaking"]]
+    assert all("the bound holds: p99 step is at most" in one and "bound 1 s" in one for one in said)
+    assert said[1].startswith("up to 16, the worst of 5 values tried")
 
 
 def test_a_bound_on_what_the_scenario_does_not_have_is_refused_before_anything_runs(base: Base) -> None:
@@ -254,6 +266,30 @@ def test_the_placement_of_the_file_is_replaced_whole(tmp_path: Path) -> None:
     base = written(tmp_path, deployment=parallel(dp=4, experts={"policy": "explicit", "slots": slots}))
     for lay in placements_of(site(base)).values():
         assert not variant(base, "it", lay).problem
+
+
+def test_where_load_moves_placing_experts_anew_has_rows_with_its_bill(answer: dict[str, Any]) -> None:
+    rows = answer["help"]["moving"]["rows"]
+    assert {row["case"] for row in rows} == {"rotating", "burst"}
+    assert {row["transfer"] for row in rows} == {"stop", "background"}
+    assert not [row["error"] for row in rows if row["error"]]
+    for row in rows:
+        rates = [row[side]["against_balanced"] for side in ("once", "anew")]
+        assert row["gain"] == pytest.approx(rates[1] / rates[0] - 1) and row["bill"]["planned"] > 0
+    stopped = [row for row in rows if row["transfer"] == "stop" and row["bill"]["moved"]]
+    assert stopped and all(row["bill"]["stopped"] > 0 < row["bill"]["bytes"] for row in stopped)
+
+
+def test_a_placement_that_helps_one_case_is_not_said_to_help_none(answer: dict[str, Any]) -> None:
+    said = next(note for note in answer["notes"] if "single case" in note)
+    better = [
+        row["case"]
+        for row in answer["help"]["rows"]
+        if min(cell["p99_step"] for cell in row["cells"]) < 0.98 * row["cells"][0]["p99_step"]
+    ]
+    assert ("In no single case" in said) == (not better)
+    named = re.findall(r"(\w+) from [\d.]+ to", said)
+    assert named and set(named) <= set(better)
 
 
 # --- what is left behind -------------------------------------------------------------------------
@@ -304,7 +340,8 @@ def test_rows_are_told_in_order_as_soon_as_they_are_known(base: Base) -> None:
         ("skew", "two names"),
         ("skew,tokens,spare", "two names"),
         ("skwe,tokens", 'did you mean "skew"'),
-        ("skew,gini", "cannot be varied together"),
+        ("skew,skew", "cannot be varied together"),
+        ("bananas,skew", "there are skew, tokens, spare, slow_gpu, slow_link"),
         ("slow_gpu,slow_link", "cannot be varied together"),
     ],
 )
@@ -312,6 +349,11 @@ def test_axes_that_make_no_map_are_refused(text: str, told: str) -> None:
     with pytest.raises(ClustersimError, match="--map") as caught:
         parse_axes(text)
     assert told in str(caught.value)
+
+
+def test_the_help_of_the_command_lists_the_axes_there_are() -> None:
+    (told,) = (one.help for one in command.params if one.name == "axes")
+    assert told.rstrip(".").rpartition(" of ")[2].replace(" and ", ", ").split(", ") == list(AXES)
 
 
 @pytest.mark.parametrize("name", AXES)
@@ -340,7 +382,7 @@ def test_a_map_says_where_the_slower_deployment_is_worse(base: Base) -> None:
     cells = found["map"]["cells"]
     assert len(cells) == len(found["map"]["x"]["values"]) * len(found["map"]["y"]["values"])
     assert {cell["better"] for cell in cells} == {"a"}
-    assert "better at 18 of 18" in found["notes"][0]
+    assert found["notes"][0].startswith("Of 18 points A is better at 18 (by ")
     root = ElementTree.fromstring(map_drawing(found))
     assert len(list(root.iter("{http://www.w3.org/2000/svg}g"))) == len(cells)
 
@@ -386,8 +428,69 @@ def test_resuming_gives_the_same_bytes_and_runs_nothing(
     before = {path.name: path.read_bytes() for path in Path("it").iterdir()}
     monkeypatch.setattr("clustersim.study.cases.run_scenario", None)
     status, _, err = called(capfd, here.file, "--workers", "1", "--out", "it", "--resume")
-    assert status == 0 and "are done already" in err
+    assert status == 0 and "were done already, 0 were run" in err
     assert {path.name: path.read_bytes() for path in Path("it").iterdir()} == before
+
+
+def test_resuming_one_part_keeps_the_others_and_their_drawings_and_runs_nothing(
+    here: Base, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called(capfd, here.file, "--workers", "1", "--out", "it")
+    before = {path.name: path.read_bytes() for path in Path("it").iterdir()}
+    monkeypatch.setattr("clustersim.study.cases.run_scenario", None)
+    status, out, _ = called(
+        capfd, here.file, "--workers", "1", "--out", "it", "--resume", "--only", "breaking"
+    )
+    assert status == 0 and "Where the bound breaks" in out and "What would help" not in out
+    assert {path.name: path.read_bytes() for path in Path("it").iterdir()} == before
+
+
+def test_another_bound_judges_kept_runs_anew_and_leaves_breaking_points_out(
+    here: Base, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called(capfd, here.file, "--workers", "1", "--out", "it")
+    monkeypatch.setattr("clustersim.study.cases.run_scenario", None)
+    bound = ("--slo", "p99 step < 1 ns")
+    _, _, err = called(
+        capfd, here.file, "--workers", "1", "--out", "it", "--resume", "--only", "help", *bound
+    )
+    found = json.loads(Path("it/stress.json").read_text("utf-8"))
+    assert found["parts"] == ["suite", "help"] and all(row["missed"] for row in found["suite"])
+    assert "breaking points are of another bound" in err and found["breaking"] == []
+
+
+def test_a_call_begun_anew_leaves_no_drawing_of_an_earlier_one(
+    here: Base, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("it").mkdir()
+    for name in ("stress.json", "placements.svg", "cases.jsonl"):
+        Path("it", name).write_text("")
+    status, out, _ = called(capfd, here.file, "--workers", "1", "--out", "it", "--only", "breaking")
+    assert status == 0 and "The suite" not in out and "tokens/s" not in out
+    assert sorted(path.name for path in Path("it").iterdir()) == ["cases.jsonl", "stress.json"]
+
+
+def test_cases_of_another_scenario_or_question_are_refused(
+    here: Base, capfd: pytest.CaptureFixture[str]
+) -> None:
+    called(capfd, here.file, "--workers", "1", "--out", "it", "--only", "suite")
+    before = {path.name: path.read_bytes() for path in Path("it").iterdir()}
+    status, _, err = called(capfd, here.file, "--workers", "1", "--out", "it", "--resume", "--seed", "9")
+    assert status == 2 and "it/cases.jsonl: line 1: holds cases of stress of tiny (" in err
+    Path("it/stress.json").unlink()
+    assert _status(["rebalance", here.file, "--workers", "1", "--out", "it"]) == 2
+    assert "holds cases of stress of tiny" in capfd.readouterr().err
+    assert Path("it/cases.jsonl").read_bytes() == before["cases.jsonl"]
+
+
+def test_damaged_lines_are_told_with_their_numbers(here: Base, capfd: pytest.CaptureFixture[str]) -> None:
+    called(capfd, here.file, "--workers", "1", "--out", "it", "--only", "suite")
+    kept = Path("it/cases.jsonl")
+    whole = kept.read_bytes()
+    kept.write_bytes(b"junk\n" + b"".join(whole.splitlines(keepends=True)[1:]))
+    _, _, err = called(capfd, here.file, "--workers", "1", "--out", "it", "--resume", "--only", "suite")
+    assert "it/cases.jsonl: 1 line unreadable (1)" in err and " 1 were run" in err
+    assert kept.read_bytes() == whole
 
 
 def test_json_alone_is_on_standard_output(here: Base, capfd: pytest.CaptureFixture[str]) -> None:
@@ -409,7 +512,10 @@ def test_a_map_is_printed_and_left(here: Base, capfd: pytest.CaptureFixture[str]
         "--out",
         "m",
     )
-    assert status == 0 and "A = tiny (tiny.toml)  against  B = tiny (tiny.toml)" in out
+    assert (
+        status == 0
+        and "A: tiny (tiny.toml) as it stands\nB: tiny (tiny.toml) with workload.sequences=16" in out
+    )
     assert sorted(path.name for path in Path("m").iterdir()) == ["cases.jsonl", "map.svg", "stress.json"]
 
 

@@ -29,8 +29,9 @@ Colour = tuple[int, int, int]
 #: Ends and middle of the scales: what is good is blue, what is bad is red, also for those who see no green.
 _GOOD, _MIDDLE, _BAD = (33, 102, 172), (247, 247, 247), (178, 24, 43)
 _NOTHING = "#dddddd"
-#: Brightness below which letters are white.
-_DARK = 0.45
+#: Luminance below which white letters have more contrast than black ones.
+# Source  WCAG 2.1: contrast (1.05 / (L + 0.05)) equals ((L + 0.05) / 0.05) there.
+_DARK = 0.179
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +177,9 @@ def _hex(colour: Colour) -> str:
 
 
 def _brightness(colour: Colour) -> float:
-    # Source  relative luminance of ITU-R BT.709, without the gamma: it only chooses the ink.
-    return (0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]) / 255
+    # Source  relative luminance of WCAG 2.1, with a plain power for the gamma of sRGB: it chooses the ink.
+    red, green, blue = (math.pow(part / 255, 2.2) for part in colour)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def _text(words: str) -> str:

@@ -242,7 +242,7 @@ def help_drawings(found: Found) -> dict[str, str]:
     kinds = {
         "placements.svg": (
             "p99 step",
-            "p99 step / that of even load as stated",
+            "p99 step / that under even load with the file's own placement",
             lambda cell: cell["against_balanced"]["p99_step"],
         ),
         "placements-load.svg": (
@@ -334,7 +334,7 @@ def map_drawing(found: Found) -> str:
     return heatmap_svg(
         Heatmap(
             title="Which gives more tokens/s, A or B",
-            under=[a, b],
+            under=[a, b, f"rows: {drawn['y']['what']}", f"columns: {drawn['x']['what']}"],
             about=f"{a} against {b}; rows are {drawn['y']['what']}, columns {drawn['x']['what']}. "
             + " ".join(found["notes"]),
             x=drawn["x"]["what"],

@@ -216,7 +216,7 @@ def _deployment(base: Base, scenario: Scenario) -> dict[str, Any]:
         "file": base.file,
         "overrides": list(base.overrides),
         "what": f"{scenario.name} ({base.file})"
-        + (f" with {', '.join(base.overrides)}" * bool(base.overrides)),
+        + (f" with {', '.join(base.overrides)}" if base.overrides else " as it stands"),
         "scenario_hash": scenario_hash(scenario),
     }
 

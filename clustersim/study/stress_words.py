@@ -168,8 +168,8 @@ def _moved(moving: Found | None) -> Iterator[str]:
     best = max(rows, key=lambda row: row["gain"])
     how = (
         f"Experts placed anew every {moving['every']} steps while the load moves change tokens/s by "
-        f"{best['gain']:+.1%} at best ({best['case']}, {best['placement']}, {best['transfer']}), its bill included, "
-        "against the same placement left alone"
+        f"{best['gain']:+.1%} at best ({best['case']}, {best['placement']}, {best['transfer']}), the bill "
+        "included, against the same placement left alone"
     )
     yield (
         how
@@ -179,7 +179,7 @@ def _moved(moving: Found | None) -> Iterator[str]:
             else f": not worth it in any of {len(rows)} runs. "
         )
         + (
-            f"The load of the suite moves within {moving['steps']} steps, faster than most; `clustersim "
-            "rebalance` looks for the interval under the file's own."
+            f"Each run has {moving['steps']} steps; where load keeps its shape longer, one bill serves more of "
+            "them: `clustersim rebalance` looks for the interval."
         )
     )
