@@ -56,14 +56,15 @@ def rebalance(
     """
     from clustersim.report.rebalancing import show_head, show_rebalancing
     from clustersim.study.rebalancing import Asked, answer, bill_of, folder_for, numbers, question
-    from clustersim.study.stress import save
+    from clustersim.study.stress import about, save
 
     wish = Asked(numbers(every, "--every"), numbers(spare, "--spare"), policy, seeds or 0)
     laid_over = overrides if seed is None else (*overrides, f"seed={seed}")
     asked = question(str(file), laid_over, wish)
     folder = folder_for(asked, out)
     outcomes = {}
-    with bench_in(folder, "rebalance", bill_of, workers or 0, resume, as_json) as (bench, put, tell):
+    of = about(asked.scenario)
+    with bench_in(folder, "rebalance", bill_of, workers or 0, resume, as_json, of) as (bench, put, tell):
         put(lambda console: show_head(asked.head, asked.notes, console))
         try:
             for position, outcome in bench.run(asked.cases, tell):
