@@ -181,7 +181,7 @@ def _moved(moving: Found | None) -> Iterator[str]:
             else f": not worth it in any of {len(rows)} runs. "
         )
         + (
-            f"Each run has {moving['steps']} steps; where load keeps its shape longer, one bill serves more of "
-            "them: `clustersim rebalance` looks for the interval."
+            f"Each run has {moving['steps']} steps; where load keeps its shape longer, one bill serves more "
+            "of them: `clustersim rebalance` looks for the interval."
         )
     )
