@@ -176,6 +176,40 @@ def test_mistakes_stay_but_faults_of_ours_are_tried_again_on_resume(base: Base, 
     assert work.seen == [2]
 
 
+def test_faults_of_ours_are_tried_again_after_a_call_that_went_to_its_end_too(
+    base: Base, tmp_path: Path
+) -> None:
+    kept, work = tmp_path / "cases.jsonl", Counted()
+    ran(seeds(base, 1, 2), Counted({2: ValueError("ours")}), kept)
+    ran(seeds(base, 1, 2), work, kept, resume=True)
+    assert work.seen == [2]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_is_kept_stays_until_there_is_something_new(base: Base, tmp_path: Path, resume: bool) -> None:
+    kept = tmp_path / "cases.jsonl"
+    ran(seeds(base, 1), Counted(), kept)
+    before, begun = kept.read_bytes(), list[bool]()
+    for number, goes in ((2, KeyboardInterrupt()), (3, None)):
+        work = Counted({number: goes} if goes else {})
+        try:
+            with Bench(1, kept, resume, work, anew=lambda: begun.append(kept.exists())) as bench:
+                bench.all(seeds(base, number))
+        except KeyboardInterrupt:
+            assert kept.read_bytes() == before and not begun
+    assert begun == ([] if resume else [True])
+    assert len(kept.read_bytes().splitlines()) == (2 if resume else 1)
+
+
+def test_damaged_lines_are_gone_once_they_were_told(base: Base, tmp_path: Path) -> None:
+    kept = tmp_path / "cases.jsonl"
+    ran(seeds(base, 1), Counted(), kept)
+    before = kept.read_bytes()
+    kept.write_bytes(before + b"junk\n")
+    ran(seeds(base, 1), Counted(), kept, resume=True)
+    assert kept.read_bytes() == before
+
+
 def test_a_worker_that_dies_fails_its_own_case_only(base: Base) -> None:
     with Bench(2, work=dies_at_seed_2) as bench:
         found = bench.all(seeds(base, 1, 2, 3))

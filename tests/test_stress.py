@@ -470,6 +470,39 @@ def test_a_call_begun_anew_leaves_no_drawing_of_an_earlier_one(
     assert sorted(path.name for path in Path("it").iterdir()) == ["cases.jsonl", "stress.json"]
 
 
+def test_a_call_that_is_refused_leaves_an_earlier_answer_as_it_was(
+    here: Base, capfd: pytest.CaptureFixture[str]
+) -> None:
+    it = (here.file, "--workers", "1", "--out", "it")
+    called(capfd, *it, "--only", "suite")
+    before = {path.name: path.read_bytes() for path in Path("it").iterdir()}
+    # The second is seen only when even load is laid out: it does not fit into memory.
+    for refused in (("--slo", "p99 TTFT < 1 s"), ("--set", "workload.prompt_tokens=900000000")):
+        assert called(capfd, *it, *refused)[0] == 2
+        assert {path.name: path.read_bytes() for path in Path("it").iterdir()} == before
+
+
+def test_parts_of_another_version_of_the_program_are_left_out_and_it_is_said(
+    here: Base, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = (here.file, "--workers", "1", "--out", "it")
+    called(capfd, *it, "--only", "suite")
+    monkeypatch.setattr("clustersim.study.cases.code_digest", lambda: "another")
+    _, _, err = called(capfd, *it, "--resume", "--only", "breaking")
+    assert "suite there are of another version of the program and are left out" in err
+    assert json.loads(Path("it/stress.json").read_text("utf-8"))["parts"] == ["breaking"]
+
+
+def test_where_there_is_nothing_to_place_the_help_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = {"deployment": parallel(), "workload": {"sequences": 4, "decode_steps": 1}}
+    Path("one.toml").write_text(to_toml(tiny(single_server(1), **one)), encoding="utf-8")
+    _, out, _ = called(capfd, "one.toml", "--workers", "1", "--out", "it", "--only", "help")
+    assert "There is nothing to place in another way" in out
+
+
 def test_cases_of_another_scenario_or_question_are_refused(
     here: Base, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,14 +33,13 @@ def bench_in(
 
     check_folder(folder, question)
     kept = folder / KEPT
+    study = study_of(question, about)
     with (
-        Bench(workers, kept, resume, work, study_of(question, about)) as bench,
+        Bench(workers, kept, resume, work, study, lambda: begin_anew(folder, question)) as bench,
         bar_and_lines(silent) as (tell, put),
     ):
         if resume:
             warn(_damage(bench, kept))
-        else:
-            begin_anew(folder, question)
         try:
             yield bench, put, tell
         except KeyboardInterrupt:
@@ -64,5 +63,5 @@ def _damage(bench: Bench, kept: Path) -> str:
             f"{kept}: {len(lines)} line{'' if one else 's'} unreadable ({listed}): run again where asked for"
         )
     if bench.outdated:
-        told.append(f"{kept}: {bench.outdated} cases are of another version of the program: run again")
+        told.append(f"{kept}: {bench.outdated} cases are of another version of the program: not taken")
     return "\n".join(told)

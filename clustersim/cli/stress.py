@@ -120,7 +120,7 @@ def _stress_suite(call: _StressCall, slo: str, parts: tuple[str, ...]) -> None:
     scenario = prepared(wish)[1]
     folder = folder_of(scenario, call.out)
     with _bench(call, folder, about(scenario)) as (bench, put, tell):
-        earlier, told = earlier_parts(wish, folder) if call.resume and not bench.outdated else ((), "")
+        earlier, told = earlier_parts(wish, folder, bool(bench.outdated)) if call.resume else ((), "")
         warn(told)
         titles = dict(shown.TITLES)
 

@@ -170,6 +170,8 @@ class Bench:
     work     what is done with a scenario
     study    what the cases are cases of, in words: those of another study are not gone on with; the name of
              the work where it is empty
+    anew     called before the first outcome is kept, where nothing was resumed; until then all that lies
+             there stays as it was, so that a call that is refused takes nothing away
     Raises   ResultError where what lies in `kept` is another study's or cannot be read
     """
 
@@ -180,9 +182,12 @@ class Bench:
         resume: bool = False,
         work: Work = figures_of,
         study: str = "",
+        anew: Callable[[], None] = lambda: None,
     ) -> None:
         self._workers = workers or cores()
         self._kept = kept
+        self._anew = None if resume else anew
+        self._begun = False
         self._work = work
         self._pool: ProcessPoolExecutor | None = None
         self._strangers = {child.pid for child in multiprocessing.active_children()}
@@ -193,14 +198,14 @@ class Bench:
         self._resumed = frozenset(self._done)
         self._asked: set[str] = set()
         self.unreadable, self.outdated = found.unreadable, found.outdated
-        if kept is not None and kept.exists():
-            self._rewrite()
+        # Faults of ours and deaths of processes: told in this call's answer, and tried again by the next.
+        self._passing: set[str] = set()
 
     def __enter__(self) -> Bench:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and self._kept is not None and self._done:
+        if kind is None and (self._begun or self.unreadable or self.outdated):
             self._rewrite()
         self._stop()
 
@@ -263,6 +268,8 @@ class Bench:
             self._done[key] = (cases[key].name, outcome)
             if lasting:
                 self._keep(key)
+            else:
+                self._passing.add(key)
             yield key, outcome
 
     def _alone(self, cases: Mapping[str, Case]) -> Iterator[tuple[str, tuple[Outcome, bool]]]:
@@ -313,6 +320,13 @@ class Bench:
     def _keep(self, key: str) -> None:
         if self._kept is None:
             return
+        if not self._begun:
+            self._begun = True
+            if self._anew is not None:
+                self._anew()
+            # Whole: what cannot be used any more goes, and a line that was cut short is not gone on with.
+            self._rewrite()
+            return
         try:
             self._kept.parent.mkdir(parents=True, exist_ok=True)
             with self._kept.open("a", encoding="utf-8") as file:
@@ -329,7 +343,8 @@ class Bench:
     def _rewrite(self) -> None:
         """In the order of the keys, so that equal studies leave equal bytes whoever finished first."""
         assert self._kept is not None
-        write_whole(self._kept, "".join(self._line(key) for key in sorted(self._done)))
+        lasting = sorted(self._done.keys() - self._passing)
+        write_whole(self._kept, "".join(self._line(key) for key in lasting))
 
 
 def attempt(work: Work, scenario: Scenario) -> tuple[Outcome, bool]:

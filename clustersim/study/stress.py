@@ -188,8 +188,11 @@ def begin_anew(folder: Path, question: str = "stress") -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def earlier_parts(wish: Wish, folder: Path) -> tuple[tuple[str, ...], str]:
-    """The parts that an earlier call answered for the same scenario, which stay; and a sentence on others."""
+def earlier_parts(wish: Wish, folder: Path, outdated: bool = False) -> tuple[tuple[str, ...], str]:
+    """The parts that an earlier call answered for the same scenario, which stay; and a sentence on others.
+
+    outdated  whether that call was one of another version of the program: then none stay
+    """
     path = folder / REPORT
     if not path.is_file():
         return (), ""
@@ -204,6 +207,10 @@ def earlier_parts(wish: Wish, folder: Path) -> tuple[tuple[str, ...], str]:
         return (), f"{path}: cannot be read and is made anew: {error}"
     if not same:
         return (), ""
+    others = [part for part in parts if part not in wish.parts]
+    if outdated:
+        told = f"{path}: {', '.join(others)} there are of another version of the program and are left out"
+        return (), told if others else ""
     alike = bound == (parse_slo(wish.slo).said(), True) if wish.slo else not bound[1]
     if alike or "breaking" not in parts or "breaking" in wish.parts:
         return parts, ""

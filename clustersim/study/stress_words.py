@@ -34,6 +34,8 @@ def notes_of(found: Found) -> Iterator[str]:
     yield from _both_at_once(rows)
     if found["help"]:
         yield from helped(found["help"])
+    elif "help" in found["parts"]:
+        yield "There is nothing to place in another way: no experts, or all of them on one rank."
 
 
 def said_cause(figures: Found) -> str:
