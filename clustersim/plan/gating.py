@@ -156,15 +156,16 @@ def _odds_by_rank(shares: bytes, top_k: int) -> np.ndarray:
 
 def _simple(ask: Ask, layer: int, share: np.ndarray) -> np.ndarray:
     if ask.gating.skew == "even":
-        return _dealt(ask.tokens.astype(np.int64).tobytes(), len(share), ask.model.top_k)
+        return _dealt(ask.tokens.astype(np.int64).tobytes(), len(share), ask.model.top_k, layer)
     return GATINGS[ask.gating.skew](ask.tokens, share, ask.model.top_k, ask.rng(layer))
 
 
-@lru_cache(maxsize=64)
-def _dealt(tokens: bytes, experts: int, top_k: int) -> np.ndarray:
-    # Even load is the same in every layer and pass, so that those that look alike are lowered once; and
-    # for every seed.
-    return even(np.frombuffer(tokens, dtype=np.int64), np.ones(experts), top_k, stream(0, "gating", "even"))
+@lru_cache(maxsize=256)
+def _dealt(tokens: bytes, experts: int, top_k: int, layer: int) -> np.ndarray:
+    # Even load is the same in every pass, so that those that look alike are lowered once, and for every
+    # seed. Layers differ: what one sends too much over a link, others make good.
+    rng = stream(0, "gating", "even", layer)
+    return even(np.frombuffer(tokens, dtype=np.int64), np.ones(experts), top_k, rng)
 
 
 def _simple_choices(ask: Ask, layer: int, share: np.ndarray) -> Chosen:
