@@ -412,13 +412,14 @@ def paths(value: Any, place: str = "") -> set[str]:
 def test_the_schema_names_exactly_the_keys_of_a_summary() -> None:
     whole = summarize(VARIANTS["whole"])
     compared = {**whole, "beside": set_beside("itself", whole, whole)}
-    # One cause has no layer, the other no places.
+    # One cause has no layer, the other no places, and only with a slow GPU there is a second one.
     scattered = scenario(
         rail_tree(2, 4),
         deployment=parallel(dp=8),
         model={"experts": 16, "layers": 8, "ffn": 512},
         workload={"sequences": 256},
         gating={"skew": "zipf"},
+        faults=[{"kind": "slow_gpu", "gpu": 5, "factor": 1.5}],
     )
     compared["cause"] = summarize(trace_of(scattered))["cause"]
     assert compared["cause"].keys() == whole["cause"].keys()

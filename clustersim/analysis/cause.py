@@ -22,12 +22,16 @@ _WORTH_A_CAUSE = 0.02
 _WORTH_A_REASON = 0.1
 #: Hot experts are one rank's where it bears this share of the waiting for them.
 _ONE_RANK = 0.5
+#: A link with this times the mean bytes of its kind is told to be full.
+_FULL = 1.5
 #: A place of hot experts below this share of a step is not told.
 _WORTH_A_PLACE = 0.005
-#: What differs by less than this is alike; ranks and links that cost this share of the worst are nearly as bad.
+#: What differs by less than this is alike; what costs this share of the worst is nearly as bad.
 _ALIKE, _NEARLY = 0.01, 0.9
 #: Layers are alike where loads differ by less than this: tokens are drawn.
 _NOISE = 0.1
+#: A second rank for which this share of all waiting is comes before those that nobody waits for yet.
+_NEXT = 0.1
 #: A rank is told to be waited for longer without the cause where it is by this factor.
 _MUCH_MORE = 1.25
 #: A GPU below this is not slow.
@@ -84,10 +88,8 @@ def cause(trace: Trace) -> dict[str, Any] | None:
 
 
 _NOTHING: dict[str, Any] = {
-    **dict.fromkeys(
-        ("rank", "gpu", "link", "links", "vertex", "link_load", "layer", "expert", "expert_load")
-    ),
-    **dict.fromkeys(("every_layer", "rank_load", "slowness", "ranks")),
+    **dict.fromkeys(("rank", "gpu", "link", "links", "vertex", "link_load", "layer", "expert")),
+    **dict.fromkeys(("expert_load", "every_layer", "rank_load", "slowness", "ranks")),
     "moves": [],
     "places": [],
 }
@@ -153,10 +155,9 @@ def _next(
         assert spread is not None
         others.append({"reasons": [SPREAD], "ranks": spread.ranks, "wait": spread.wait, "more": 0})
     rank = next_rank(trace, steps, slow, found["rank"], kind)
-    if rank and rank["wait"] >= worth:
-        # Hot experts that are told of together need not be told of one by one.
-        if not (scattered and rank["reasons"] == [EXPERT]):
-            others.append(rank)
+    # Hot experts that are told of together need not be told of one by one.
+    if rank and rank["wait"] >= worth and not (scattered and rank["reasons"] == [EXPERT]):
+        others.append(rank)
     if not others:
         return None
     most = max(others, key=lambda one: one["wait"])
@@ -176,19 +177,25 @@ def next_rank(
     spread = reasons == [SPREAD]
     gone = set() if rank is None or spread else _sharers(trace, rank, reasons)
     held = late(trace, steps, gone, served=not spread)
-    worst = int(held.argmax())
+    seconds = np.resize(np.append(_waited(trace), np.zeros(len(held))), len(held))
+    seconds[list(gone)] = 0.0
+    # Who is waited for already comes first, where no link and no hot experts of others make it late.
+    waited = gone and seconds.max() >= _NEXT * _waited(trace).sum()
+    worst = int((seconds if waited else held).argmax())
     if held[worst] <= 0:
         return None
     load = loads(trace).get(worst, 0.0)
-    seconds = _waited(trace)
+    others = _mates(trace, worst) * steps
+    # Mending one cause makes nobody wait longer.
+    wait = min(float(held[worst]), float(_waited(trace).sum()) / others)
     return {
         "reasons": _reasons(trace, worst, slow, load),
         "rank": worst,
         "gpu": _gpu(trace, worst),
         "rank_load": load,
         "slowness": float(slow[worst]),
-        "wait": float(held[worst]),
-        "now": float(seconds[worst]) / _mates(trace, worst) / steps if worst < len(seconds) else 0.0,
+        "wait": wait,
+        "now": float(seconds[worst]) / others,
         "more": int((held >= _NEARLY * held[worst]).sum()) - 1,
     }
 
@@ -239,16 +246,13 @@ def _said_rank(found: Cause, cost: str) -> str:
 
 def _said_link(found: Cause, cost: str) -> str:
     full = ""
-    if found["link_load"] >= HOT:
+    if found["link_load"] >= _FULL:
         full = f" and carr{'y' if found['vertex'] else 'ies'} {found['link_load']:.1f} x the mean bytes"
     if found["vertex"] is None:
-        return (
-            f"Link {found['link']} is the bottleneck: it is slow{full}, and its bytes take {cost} "
-            "longer for it"
-        )
+        return f"Link {found['link']} is the bottleneck: it is slow{full}, and its bytes take {cost} longer"
     return (
         f"The {found['links']} links of {found['vertex']} are the bottleneck: they are slow{full}, and the "
-        f"bytes of each, such as {found['link']}, take {cost} longer for it"
+        f"bytes of each, such as {found['link']}, take {cost} longer"
     )
 
 
@@ -300,19 +304,16 @@ def _said_next(found: Cause) -> str:
     if after["reasons"] == [SPREAD]:
         return f"; besides, the GPUs wait {wait} for hot experts on {after['ranks']} ranks{more}"
     why = " and ".join(_SAID_NEXT[one](after) for one in after["reasons"] if one in _SAID_NEXT)
-    who = (
-        f"rank {after['rank']} ({after['gpu']}){', ' if why else ''}{why}{',' if why and more else ''}{more}"
-    )
-    if after["now"] < _WORTH_A_CAUSE * found["period"]:
-        alone = "them" if found["link"] else "it"
-        return (
-            f"; without {alone}, {who} would hold the others up {wait}"
-            if why or more
-            else (f"; without {alone}, {who} would hold the others up {wait}")
-        )
-    now = f"{show(after['now'], 'time')} ({after['now'] / found['period']:.0%})"
-    then = f", and {wait} without rank {found['rank']}" if after["wait"] > _MUCH_MORE * after["now"] else ""
-    return f"; they also wait {now} for {who}{then}"
+    who = f"rank {after['rank']} ({after['gpu']}){why and ', '}{why}{why and ','}{more}"
+    if found["link"] or after["now"] < _WORTH_A_CAUSE * found["period"]:
+        without = "it" if found["rank"] is not None or found["links"] == 1 else "them"
+        return f"; without {without}, {who} would hold the others up {wait}"
+    spread = found["reasons"] == [SPREAD]
+    much = not spread and after["wait"] > _MUCH_MORE * after["now"]
+    then = f"; {show(after['wait'], 'time')} without rank {found['rank']}" if much else ""
+    now = f"{show(after['now'], 'time')} ({after['now'] / found['period']:.0%}{then})"
+    others = "besides, GPUs wait" if spread else "they also wait"
+    return f"; {others} {now} for {who.rstrip(',')}"
 
 
 _SAID_NEXT: dict[str, Callable[[Cause], str]] = {
@@ -466,7 +467,7 @@ def _everywhere(trace: Trace, rank: int, expert: int) -> bool:
     got = np.bincount(place[mine], weights=tokens[mine], minlength=size).reshape(-1, kinds)
     got = got[np.unique(layer[mine])]
     its = got[:, expert]
-    # In one layer it is no news that it is so in all; popularity that moves has another expert in front in turn.
+    # In one layer it is no news that it is so in all.
     return len(its) > 1 and bool((its == got.max(axis=1)).all() and its.min() >= (1 - _NOISE) * its.max())
 
 

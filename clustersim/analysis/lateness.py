@@ -12,8 +12,8 @@ from clustersim.trace.record import Trace
 
 #: Operators that are an expert's service.
 SERVICE = ("expert_gemm_1", "expert_activation", "expert_gemm_2")
-#: A rank that is this much less late than the latest between two exchanges holds up nobody there.
-_NEARLY = 0.5
+#: A rank that is late by less than this share of the latest between two exchanges holds up nobody there.
+_NEARLY = 0.8
 
 
 def slowness(trace: Trace) -> np.ndarray:
@@ -53,8 +53,8 @@ def loads(trace: Trace) -> dict[int, float]:
 def late(trace: Trace, steps: int, gone: Iterable[int] = (), served: bool = True) -> np.ndarray:
     """How long each other GPU would wait for a rank in a step by its own computing, s, float64[rank].
 
-    Between two exchanges ranks are late by what they take longer than the mean of the others. Counted is where
-    a rank is the latest or nearly so, so that equals are equally late, whichever of them happens to be the last.
+    Between two exchanges ranks are late by what they take longer than the mean of the others. Counted is
+    where a rank is the latest or nearly so: equals are equally late, whichever of them is the last.
 
     gone    ranks that are taken to be as fast as the others, which nobody waits for then
     served  whether the service of experts counts, or the other computing only

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from clustersim.analysis.cause import next_rank
 from clustersim.analysis.columns import is_word, text
 from clustersim.analysis.latency import numbers, words
 from clustersim.analysis.lateness import loads, slowness
@@ -60,6 +61,16 @@ def stragglers(trace: Trace, operator: str | None = None) -> list[dict[str, Any]
             }
         )
     return found
+
+
+def next_straggler(trace: Trace) -> dict[str, Any] | None:
+    """The rank that would be waited for longest, were the worst straggler as fast as the others, as
+    `cause.next_rank` has it; None where there would be none."""
+    blamed = stragglers(trace)
+    steps = len(numbers(trace.tables["steps"], "step"))
+    if not blamed or not steps:
+        return None
+    return next_rank(trace, steps, slowness(trace), blamed[0]["rank"], [])
 
 
 def waits_by_operator(trace: Trace) -> list[dict[str, Any]]:
