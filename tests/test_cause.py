@@ -59,8 +59,11 @@ def test_a_hot_rank_is_named_with_its_layer_and_expert(level: str) -> None:
     )
     assert found["rank_load"] == approx(queues["tokens"][here & (queues["rank"] == 0)].sum() * 8 / tokens)
     said = note(trace)
-    assert said.startswith("Rank 0 (gpu0) is the bottleneck: expert 0 of layer ")
-    assert f"gets {found['expert_load']:.1f} x the mean tokens" in said and "of each step" in said
+    assert said.startswith("Rank 0 (gpu0) is the bottleneck: expert 0 gets ")
+    # Every layer draws from the same popularity.
+    assert (
+        f"gets {found['expert_load']:.1f} x the mean tokens in every layer" in said and "of each step" in said
+    )
     assert "slow" not in said
 
 
@@ -97,7 +100,7 @@ def test_a_hot_expert_on_a_slow_gpu_tells_both() -> None:
     found = cause(trace)
     assert found is not None and found["rank"] == 0 and set(found["reasons"]) == {EXPERT, GPU}
     said = note(trace)
-    assert "expert 0 of layer" in said and "1.50 x as long" in said and "not overloaded" not in said
+    assert "expert 0 gets" in said and "1.50 x as long" in said and "not overloaded" not in said
 
 
 def test_a_slow_gpu_is_not_said_to_be_spared_where_it_has_most_tokens() -> None:
@@ -283,22 +286,22 @@ def test_of_two_slow_gpus_the_second_is_told_with_what_would_stay_without_the_fi
 
 
 def test_many_equals_are_counted_and_not_listed() -> None:
-    found = cause(run(faults=[one for gpu in (1, 3, 4, 6) for one in slow(gpu, 3.0)]))
-    assert found is not None and found["next"]["more"] == 2
+    found = cause(run(faults=[one for gpu in (1, 4, 6) for one in slow(gpu, 3.0)]))
+    assert found is not None and found["next"]["more"] == 1
     (said,) = cause_notes(found)
-    assert "whose GPU takes 3.00 x as long, and 2 more would hold the others up" in said
+    assert "whose GPU takes 3.00 x as long, and 1 more would hold the others up" in said
 
 
-def test_a_slow_gpu_that_is_waited_for_beside_a_hot_rank_is_told() -> None:
+def test_a_hot_rank_that_is_waited_for_beside_a_slow_gpu_is_told() -> None:
     gating = {"skew": "hot_rank", "hot_rank": 5, "hot_share": 0.5}
     trace = run(gating=gating, faults=slow(2, 2.0), workload={"prompt_tokens": 4000})
     found = cause(trace)
     assert found is not None
-    assert {found["rank"], found["next"]["rank"]} == {5, 2}
+    assert (found["rank"], found["next"]["rank"]) == (2, 5)
     waits = table(trace, "waits")
     seconds = waits["seconds"][waits["rank"] == found["next"]["rank"]].sum()
     assert found["next"]["now"] == approx(seconds / 7 / 3)
-    assert "they also wait" in note(trace) and "whose GPU takes 2.00 x as long" in note(trace)
+    assert "they also wait" in note(trace) and "which gets " in note(trace)
 
 
 def test_sharers_of_the_hot_expert_are_not_told_as_a_second_cause() -> None:
@@ -321,7 +324,7 @@ def test_a_slow_link_that_a_hot_rank_fills_tells_both() -> None:
 
 
 def test_where_steps_overlap_the_share_is_said_to_be_of_the_period() -> None:
-    split = run(deployment=parallel(dp=4, pp=2), faults=slow(5, 3.0))
+    split = run(deployment=parallel(dp=4, pp=2), workload={"microbatches": 2}, faults=slow(5, 3.0))
     found = cause(split)
     assert found is not None and found["step"] > 1.01 * found["period"]
     assert f"({found['share']:.0%} of the " in note(split) and "from one step to the next)" in note(split)

@@ -141,7 +141,8 @@ def _next(
 ) -> dict[str, Any] | None:
     """What costs most beside a cause, or would if the cause were mended; None where nothing is worth a word.
 
-    Returns  reasons, rank, gpu, link, rank_load, slowness: as in `cause`; of a rank its load over the run
+    Returns  reasons, rank, gpu, link, rank_load, slowness: as in `cause`; of a rank that nobody waits
+             for yet, its load over the run
              wait: s of a step, without the cause; share: of the period
              now: s of a step that each other GPU of its stage waits for the rank as things are
              more: how many others cost as much or nearly so: ranks, or causes of another kind
@@ -184,7 +185,10 @@ def next_rank(
     worst = int((seconds if waited else held).argmax())
     if held[worst] <= 0:
         return None
-    load = loads(trace).get(worst, 0.0)
+    # Where it is waited for it is told by its load there, else by that of the run.
+    there = _rank_load(trace, worst, _layer(trace, worst)) if waited else 0.0
+    load = there or loads(trace).get(worst, 0.0)
+    equal = seconds if waited else held
     others = _mates(trace, worst) * steps
     # Mending one cause makes nobody wait longer.
     wait = min(float(held[worst]), float(_waited(trace).sum()) / others)
@@ -196,7 +200,7 @@ def next_rank(
         "slowness": float(slow[worst]),
         "wait": wait,
         "now": float(seconds[worst]) / others,
-        "more": int((held >= _NEARLY * held[worst]).sum()) - 1,
+        "more": int((equal >= _NEARLY * equal[worst]).sum()) - 1,
     }
 
 

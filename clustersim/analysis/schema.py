@@ -115,7 +115,8 @@ SCHEMA: dict[str, str] = {
     "cause.next.gpu": "the GPU of the rank",
     "cause.next.link": "the slow link, or null",
     "cause.next.ranks": "how many EP ranks hold the hot experts where they are many, or null",
-    "cause.next.rank_load": "tokens of the rank / mean of the ranks, over the run; null of others",
+    "cause.next.rank_load": "tokens of the rank / mean of the ranks in the layer in which it is waited for "
+    "most, or over the run if it is not yet; null of others",
     "cause.next.slowness": "as `cause.slowness`; null of others",
     "cause.next.wait": "as `cause.wait`, were the cause mended; of a rank by its own computing, s",
     "cause.next.share": "that as a share of the period",
