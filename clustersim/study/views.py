@@ -197,9 +197,10 @@ def stragglers_view(opened: Opened, operator: str = "") -> dict[str, Any]:
     """Which ranks made others wait, where, how long and when.
 
     operator  only this exchange
-    Returns   folder, steps, seconds (all waiting for ranks), operators, ranks (who cost most first), moments
-              (the longest first, at most a thousand; None where no spans were recorded), moments_all (how
-              many there were), note
+    Returns   folder, steps, seconds (all waiting for ranks), operators, ranks (who cost most first), next
+              (the rank that would be waited for if the first were as fast as others; None with an
+              operator), moments (the longest first, at most a thousand; None where no spans were
+              recorded), moments_all (how many there were), note
     """
     trace = opened.trace
     places = blame.waits_by_operator(trace)
@@ -220,6 +221,7 @@ def stragglers_view(opened: Opened, operator: str = "") -> dict[str, Any]:
             "seconds": sum(entry["seconds"] for entry in places),
             "operators": places,
             "ranks": blame.stragglers(trace, operator or None),
+            "next": None if operator else blame.next_straggler(trace),
             "moments": None if moments is None else moments[:_MOST_MOMENTS],
             "moments_all": None if moments is None else len(moments),
             "note": note,
