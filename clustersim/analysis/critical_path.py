@@ -342,6 +342,8 @@ class Paths:
         chosen = rows[at]
         whole = self.spans.end[chosen] - self.spans.met[chosen]
         bytes_alone = np.minimum(self.facts.link_seconds(chosen), whole)
+        same = whole - bytes_alone <= _ROUNDOFF * whole + 4 * np.spacing(self.spans.end[chosen])
+        bytes_alone = np.where(same, whole, bytes_alone)
         share = np.divide(busy[at], whole, out=np.zeros(len(at)), where=whole > 0)
         seconds[at, _CODE["exchange"]] = bytes_alone * share
         seconds[at, _CODE["startup"]] = busy[at] - bytes_alone * share
