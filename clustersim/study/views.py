@@ -19,6 +19,7 @@ from clustersim.analysis.columns import text
 from clustersim.analysis.latency import numbers, words
 from clustersim.analysis.query import MOST_ROWS, named_tables, query
 from clustersim.analysis.slices import slice_of
+from clustersim.analysis.span_blocks import spans_of, whole_steps
 from clustersim.analysis.utilization import STATES, busiest, gpus, links, tiers, worst
 from clustersim.errors import ClustersimError, ResultError, UnitError, nearest, pick
 from clustersim.study.inspecting import Opened
@@ -440,12 +441,11 @@ def _level(rows: Mapping[str, int]) -> str:
 
 
 def _recorded_steps(trace: Trace) -> dict[str, int]:
-    """all: steps of the run; spans: those of which spans were recorded."""
-    passes = trace.tables["token_batches"]
-    some = np.isin(numbers(passes, "token_batch"), np.unique(numbers(trace.tables["spans"], "token_batch")))
+    """all: steps of the run; spans: those of which all spans were recorded."""
+    some = len(numbers(trace.tables["spans"], "span")) > 0
     return {
         "all": len(numbers(trace.tables["steps"], "step")),
-        "spans": len(np.unique(numbers(passes, "step")[some])),
+        "spans": len(whole_steps(trace, spans_of(trace).passes)) if some else 0,
     }
 
 
