@@ -69,10 +69,11 @@ def _put_chance(missed: Sequence[Mapping[str, Any]], within: Mapping[str, float]
     chance = max(row["chance_gini"] for row in missed)
     if chance <= within["gini"]:
         return
-    put_line(
-        console, "  So few tokens are mostly noise: experts that are all alike would show a Gini of some"
+    said = (
+        "So few tokens are mostly noise: experts that are all alike would show a Gini coefficient of some "
+        f"{chance:.2f} by chance alone, and what is drawn cannot be more even. Count more tokens."
     )
-    put_line(console, f"  {chance:.2f} by chance, and draws cannot be more even; count more tokens")
+    put_paragraph(console, "     ", said)
 
 
 def show_gating(found: Mapping[str, Any], console: Console) -> None:

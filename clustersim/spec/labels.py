@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from clustersim.spec.choices import changed
 from clustersim.spec.documents import Document, Leaf, Node, Table
+from clustersim.spec.workload import Gating
 
 #: Characters that a label may have (`spec.workload.Beside`).
 _LONGEST = 40
@@ -33,10 +34,18 @@ def _labelled(beside: Table, main: Document) -> Table:
     said = ", ".join(
         f"{key} {child.value}"
         for key, child in sorted(gating.children.items(), key=lambda pair: pair[0] != "skew")
-        if isinstance(child, Leaf) and key not in _LEFT_OUT
+        if isinstance(child, Leaf)
+        and key not in _LEFT_OUT
+        # Files that a program wrote list every key: those at their defaults say nothing.
+        and (key == "skew" or _lateness(child, main) == changed_last or child.value != _default(key))
     )
     words = said if len(said) <= _LONGEST else f"{said[: _LONGEST - 4]} ..."
     return replace(beside, children={**beside.children, "label": Leaf(words, label.origin)})
+
+
+def _default(key: str) -> object:
+    field = Gating.model_fields.get(key)
+    return None if field is None else field.default
 
 
 def _lateness(leaf: Leaf, main: Document) -> int:

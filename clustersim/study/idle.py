@@ -24,20 +24,31 @@ def gating_notes(scenario: Scenario) -> list[str]:
 
 def idle(scenario: Scenario, layout: Layout) -> list[str]:
     """On all that does nothing, or only so much, before anything is run."""
-    return [*gating_notes(scenario), *_never_planned(scenario), *_as_hot(scenario, layout)]
+    return [
+        *gating_notes(scenario),
+        *_beside(scenario),
+        *_never_planned(scenario),
+        *_as_hot(scenario, layout),
+    ]
+
+
+def _beside(scenario: Scenario) -> Iterator[str]:
+    if scenario.model.experts and scenario.beside is not None:
+        for note in stand_ins(scenario.beside.gating, scenario.model):
+            yield f"Of what is beside it: {note[0].lower()}{note[1:]}"
 
 
 def _unmoved(scenario: Scenario) -> Iterator[str]:
     gating, steps = scenario.gating, steps_of(scenario)
     if gating.motion == "bursting" and steps <= gating.burst_every:
         yield (
-            f"No burst comes: the first would begin after {_steps(gating.burst_every)} (burst_every), and the "
-            f"run has {steps:,}."
+            f"No burst comes: the first would begin after {_steps(gating.burst_every)} (burst_every), and "
+            f"the run has {steps:,}."
         )
     if gating.motion == "rotating" and steps <= gating.rotate_every:
         yield (
-            f"Popularity never moves on: it would after {_steps(gating.rotate_every)} (rotate_every), and the "
-            f"run has {steps:,}."
+            f"Popularity never moves on: it would after {_steps(gating.rotate_every)} (rotate_every), and "
+            f"the run has {steps:,}."
         )
 
 
@@ -56,8 +67,8 @@ def _as_hot(scenario: Scenario, layout: Layout) -> Iterator[str]:
     ranks = hottest_ranks(scenario, layout)
     if len(ranks) > 1:
         yield (
-            f'gpu = "hottest": {len(ranks):,} ranks are expected to get as many tokens as each other; the fault '
-            f"befalls the first of them, rank {ranks[0]}."
+            f'gpu = "hottest": {len(ranks):,} ranks are expected to get as many tokens as each other; the '
+            f"fault befalls the first of them, rank {ranks[0]}."
         )
 
 
