@@ -225,7 +225,7 @@ def _spans(recorder: Recorder) -> None:
         priced=[2.0, 1.0, NAN, NAN],
         after=[-1, -1, 0, 0],
     )
-    recorder.rows("span_links", span=[2, 3], link=0, own=[50.0, 20.0], all=50.0)
+    recorder.rows("span_links", span=[2, 3], link=0, own=[50.0, 20.0], all=50.0, payload=50.0)
 
 
 def _experts(recorder: Recorder) -> None:

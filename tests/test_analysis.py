@@ -226,6 +226,7 @@ def test_expert_queues_are_weighed_by_their_tokens() -> None:
     assert found["queue_length"] == {"mean": approx(8 / 3), "max": 4, "over_time": approx(0.28)}
     # Rank 0: three tokens take 0.9 / 3 + 0.5 s; rank 1: one 0.2 s, four 0.25 + 1 s. Though the last waited
     # longer for others still to come, that does not make their rank the slowest.
+    assert found["slowest"].pop("over") > 1.0
     assert found["slowest"] == {
         "rank": 1,
         "layer": 0,
@@ -412,13 +413,14 @@ def paths(value: Any, place: str = "") -> set[str]:
 def test_the_schema_names_exactly_the_keys_of_a_summary() -> None:
     whole = summarize(VARIANTS["whole"])
     compared = {**whole, "beside": set_beside("itself", whole, whole)}
-    # One cause has no layer, the other no places.
+    # One cause has no layer, the other no places, and only with a slow GPU there is a second one.
     scattered = scenario(
         rail_tree(2, 4),
         deployment=parallel(dp=8),
         model={"experts": 16, "layers": 8, "ffn": 512},
         workload={"sequences": 256},
         gating={"skew": "zipf"},
+        faults=[{"kind": "slow_gpu", "gpu": 5, "factor": 1.5}],
     )
     compared["cause"] = summarize(trace_of(scattered))["cause"]
     assert compared["cause"].keys() == whole["cause"].keys()

@@ -59,8 +59,11 @@ def test_a_hot_rank_is_named_with_its_layer_and_expert(level: str) -> None:
     )
     assert found["rank_load"] == approx(queues["tokens"][here & (queues["rank"] == 0)].sum() * 8 / tokens)
     said = note(trace)
-    assert said.startswith("Rank 0 (gpu0) is the bottleneck: expert 0 of layer ")
-    assert f"gets {found['expert_load']:.1f} x the mean tokens" in said and "of each step" in said
+    assert said.startswith("Rank 0 (gpu0) is the bottleneck: expert 0 gets ")
+    # Every layer draws from the same popularity.
+    assert (
+        f"gets {found['expert_load']:.1f} x the mean tokens in every layer" in said and "of each step" in said
+    )
     assert "slow" not in said
 
 
@@ -97,7 +100,7 @@ def test_a_hot_expert_on_a_slow_gpu_tells_both() -> None:
     found = cause(trace)
     assert found is not None and found["rank"] == 0 and set(found["reasons"]) == {EXPERT, GPU}
     said = note(trace)
-    assert "expert 0 of layer" in said and "1.50 x as long" in said and "not overloaded" not in said
+    assert "expert 0 gets" in said and "1.50 x as long" in said and "not overloaded" not in said
 
 
 def test_a_slow_gpu_is_not_said_to_be_spared_where_it_has_most_tokens() -> None:
@@ -125,7 +128,10 @@ def test_a_slow_link_is_named_and_no_rank_is_blamed() -> None:
     ].index(True)
     # At a quarter of its bandwidth its bytes take four times as long, so three more.
     assert found["wait"] == approx(3 * links["bytes"][here] / links["bandwidth"][here] / 3)
-    assert note(trace).startswith(f"Link {found['link']} is the bottleneck")
+    # What leaves and what enters by it is as much.
+    assert found["vertex"] == "server0/nic1" and found["links"] > 1
+    assert note(trace).startswith(f"The {found['links']} links of server0/nic1 are the bottleneck")
+    assert f"such as {found['link']}, take " in note(trace)
 
 
 def test_a_link_that_is_slow_but_carries_nothing_costs_nothing() -> None:
@@ -257,3 +263,83 @@ def test_scattered_hot_experts_are_found_with_pipelines_and_with_sharers_of_an_e
         assert found is not None and found["reasons"] == [SPREAD] and found["moves"] == ["layer"]
         served = np.isin(waits["operator"], AFTER_SERVICE)
         assert found["wait"] <= waits["seconds"][served].sum() / 8 / 3 * (1 + 1e-9)
+
+
+# ---- what else ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", [3.0, 2.0])
+def test_of_two_slow_gpus_the_second_is_told_with_what_would_stay_without_the_first(second: float) -> None:
+    trace = run(faults=[*slow(3, 3.0), *slow(6, second)])
+    found = cause(trace)
+    assert found is not None and found["reasons"] == [GPU]
+    after = found["next"]
+    assert {found["rank"], after["rank"]} == {3, 6} and after["reasons"] == [GPU] and after["more"] == 0
+    assert after["slowness"] == approx(second, rel=1e-6)
+    alone = cause(run(faults=slow(int(after["rank"]), second)))
+    assert alone is not None and alone["next"] is None
+    # As long as the run without the first really says.
+    assert after["wait"] == approx(alone["wait"], rel=0.15)
+    said = note(trace)
+    assert f"; without it, rank {after['rank']} (gpu{after['rank']}), whose GPU takes {second:.2f} x" in said
+    assert said.count("more") == 0
+
+
+def test_many_equals_are_counted_and_not_listed() -> None:
+    found = cause(run(faults=[one for gpu in (1, 4, 6) for one in slow(gpu, 3.0)]))
+    assert found is not None and found["next"]["more"] == 1
+    (said,) = cause_notes(found)
+    assert "whose GPU takes 3.00 x as long, and 1 more would hold the others up" in said
+
+
+def test_a_hot_rank_that_is_waited_for_beside_a_slow_gpu_is_told() -> None:
+    gating = {"skew": "hot_rank", "hot_rank": 5, "hot_share": 0.5}
+    trace = run(gating=gating, faults=slow(2, 2.0), workload={"prompt_tokens": 4000})
+    found = cause(trace)
+    assert found is not None
+    assert (found["rank"], found["next"]["rank"]) == (2, 5)
+    waits = table(trace, "waits")
+    seconds = waits["seconds"][waits["rank"] == found["next"]["rank"]].sum()
+    assert found["next"]["now"] == approx(seconds / 7 / 3)
+    assert "they also wait" in note(trace) and "which gets " in note(trace)
+
+
+def test_sharers_of_the_hot_expert_are_not_told_as_a_second_cause() -> None:
+    gating = {"skew": "hot_rank", "hot_rank": 1, "hot_share": 0.5}
+    found = cause(run(gating=gating, deployment=parallel(dp=8, etp=2)))
+    assert found is not None and found["reasons"] == [EXPERT]
+    assert found["next"] is None or found["next"]["rank"] // 2 != found["rank"] // 2
+
+
+def test_a_slow_link_that_a_hot_rank_fills_tells_both() -> None:
+    gating = {"skew": "hot_rank", "hot_rank": 1, "hot_share": 0.6}
+    link = {"kind": "slow_link", "link": "server0/nic1", "factor": 20.0}
+    trace = run(gating=gating, faults=[link])
+    found = cause(trace)
+    assert found is not None and found["reasons"] == ["slow link"]
+    assert found["link_load"] > 1.5 and found["next"]["rank"] == 1
+    assert f" {found['link_load']:.1f} x the mean bytes" in note(trace) and "rank 1 (gpu1), which" in note(
+        trace
+    )
+
+
+def test_where_steps_overlap_the_share_is_said_to_be_of_the_period() -> None:
+    split = run(deployment=parallel(dp=4, pp=2), workload={"microbatches": 2}, faults=slow(5, 3.0))
+    found = cause(split)
+    assert found is not None and found["step"] > 1.01 * found["period"]
+    assert f"({found['share']:.0%} of the " in note(split) and "from one step to the next)" in note(split)
+    assert "from one step to the next" not in note(run(faults=slow(5, 3.0)))
+
+
+def test_layers_alike_are_told_as_one_and_places_that_cost_nothing_are_left_out() -> None:
+    trace = run(model=MANY, gating={"skew": "hot_rank", "hot_rank": 5, "hot_share": 0.5})
+    found = cause(trace)
+    assert found is not None
+    assert found["every_layer"] == ("in every layer" in note(trace))
+    even = dict(found, every_layer=True)
+    assert f"expert {found['expert']} gets" in next(cause_notes(even))
+    trace = run(model=MANY, gating={"skew": "gini", "gini": 0.6})
+    found = cause(trace)
+    assert found is not None and "Worst is" in note(trace)
+    faint = dict(found, places=[dict(one, share=0.004) for one in found["places"]])
+    assert "Worst is" not in next(cause_notes(faint))

@@ -12,12 +12,14 @@ import pytest
 import synthetic
 from deployments import EXAMPLES, deployments
 from hypothesis import given, settings
-from scenarios import parallel, single_server, tiny, trace_of
+from scenarios import parallel, rail_tree, single_server, tiny, trace_of
 
 from clustersim.analysis.critical_path import CAUSES, Path, Paths, critical_path, request_path, shares
 from clustersim.analysis.path_groups import GROUPS, by_words, in_order
+from clustersim.analysis.path_words import Facts
 from clustersim.analysis.span_blocks import spans_of
-from clustersim.errors import ClustersimError, ResultError
+from clustersim.errors import ClustersimError, NotRecordedError, ResultError
+from clustersim.spec.workload import Fault
 from clustersim.study.explaining import NAMED, path_of
 from clustersim.study.run import load, run_scenario
 from clustersim.trace.record import Trace
@@ -125,6 +127,38 @@ def test_experts_served_one_by_one_stand_in_a_queue_but_for_the_last() -> None:
     assert any("behind expert" in part.words for part in path.parts if part.cause == "queue")
 
 
+@pytest.mark.parametrize("order", ["arrival", "longest_first", "as_listed"])
+@pytest.mark.parametrize("start", ["all_arrived", "expert_complete"])
+def test_behind_which_expert_others_stand_follows_from_the_order_of_service(order: str, start: str) -> None:
+    # A hot expert on rank 0, the last of four there: others of its rank stand behind it where the longest
+    # queue is served first, and it behind them elsewhere.
+    scenario = tiny(
+        workload={"sequences": 400},
+        model={"experts": 8},
+        deployment=parallel(dp=2, experts={"service": "by_expert", "order": order, "start": start}),
+        gating={"skew": "hot", "hot_experts": 1, "hot_share": 0.4},
+    )
+    trace = trace_of(scenario)
+    path = critical_path(trace, 0)
+    table = trace.tables["experts"]
+    rank = next(part.rank for part in path.parts if part.cause == "queue" and part.layer == 0)
+    here = np.flatnonzero((table["layer"] == 0) & (table["rank"] == rank))
+    turns = here[np.argsort(table["served"][here])]
+    told = list(dict.fromkeys(p.words for p in path.parts if p.cause == "queue" and p.layer == 0))
+    assert told == [
+        f"queue of rank {rank} behind expert {table['expert'][one]} and its {table['tokens'][one]:,} tokens"
+        for one in turns[:-1]
+    ]
+    # What of their service is no imbalance is queue; the last one's is none.
+    last = float(table["served"][turns[-1]])
+    service = [part for part in path.parts if part.layer == 0 and part.operator.startswith("expert_")]
+    for part in service:
+        assert part.cause in (
+            ("queue", "imbalance") if part.start < last - 1e-12 else ("compute", "imbalance")
+        )
+    assert any(line.words.startswith(f"queue of rank {rank}") for line in by_words(path))
+
+
 def test_an_exchange_names_its_link_and_how_much_of_it_is_its_own() -> None:
     path = critical_path(trace_of(tiny()), 0)
     told = [part for part in path.parts if part.cause == "exchange"]
@@ -140,6 +174,42 @@ def test_launches_are_told_apart_where_the_trace_knows_them() -> None:
     computing = {(part.operator, part.layer) for part in path.parts if part.cause in ("launch", "compute")}
     assert len(kernels) == len(computing)
     assert all(isclose(part.seconds, 2e-6, rel_tol=1e-6) for part in kernels)
+
+
+@pytest.mark.parametrize("factor", [4.0, 50.0])
+def test_a_slow_link_takes_longer_for_bytes_and_nothing_else(factor: float) -> None:
+    scenario = load("workloads/large_ep.toml", ["workload.decode_steps=1", "model.layers=2"])
+    fault = Fault(kind="slow_link", link="server0/nic3", factor=factor)
+    slow = run_scenario(scenario.model_copy(update={"faults": (fault,)})).trace.raw
+    nominal = critical_path(run_scenario(scenario).trace.raw, 0).seconds()
+    path = critical_path(slow, 0)
+    assert nominal["startup"] > nominal["exchange"] > 0
+    # What exchanges take beside the bytes stays what it is, but for what other links had more time for.
+    assert isclose(path.seconds()["startup"], nominal["startup"], rel_tol=0.05)
+    rows, links = slow.tables["span_links"], slow.tables["links"]
+    hurt = np.isin(rows["link"], slow.tables["outages"]["link"])
+    each = rows["all"][hurt].max() / (links["bandwidth"][rows["link"][hurt][0]] / factor)
+    assert isclose(path.seconds()["exchange"], 4 * each, rel_tol=1e-6)
+
+
+def test_bytes_on_a_link_that_was_slow_for_a_while_are_told_by_its_mean_capacity() -> None:
+    trace = trace_of(tiny(rail_tree(2, 1), gating={"skew": "even"}))
+    spans = spans_of(trace)
+    row = int(np.flatnonzero(spans.is_exchange)[0])
+    link = int(Facts(trace, spans).narrowest(np.array([row]))[0])
+    met, end = float(spans.met[row]), float(spans.end[row])
+    table = trace.tables["outages"]
+    values = {name: np.zeros(1, column.dtype) for name, column in table.items()}
+    nominal = float(trace.tables["links"]["bandwidth"][link])
+    for rate, least in ((nominal / 2, 2.0), (0.0, np.inf)):
+        told = {"link": link, "start": met, "end": (met + end) / 2, "bandwidth": rate}
+        outages = values | {name: np.array([x], table[name].dtype) for name, x in told.items()}
+        facts = Facts(Trace({**trace.tables, "outages": outages}, trace.facts), spans)
+        well = Facts(trace, spans).link_seconds(np.array([row]))[0]
+        half = (nominal + rate) / 2
+        assert isclose(facts.link_seconds(np.array([row]))[0], well * nominal / half, rel_tol=1e-9)
+        assert facts.link_seconds(np.array([row]), "most")[0] == well
+        assert isclose(facts.link_seconds(np.array([row]), "least")[0], well * least, rel_tol=1e-9)
 
 
 def test_a_request_begins_with_what_it_waited_before_its_first_step() -> None:
@@ -171,6 +241,8 @@ def test_a_path_in_few_lines_is_as_long_as_in_many() -> None:
         assert abs(fsum(line.seconds for line in lines) - path.latency) < 1e-9
         assert sum(line.parts for line in lines) == len(path.parts)
     waits = by_words(path)
+    waiting = set(path.seconds()) - {"compute", "launch"}
+    assert {cause for line in waits for cause in line.causes} == waiting
     assert all(one.seconds >= other.seconds for one, other in pairwise(waits))
 
 
@@ -193,6 +265,74 @@ def test_steps_are_found_by_number_by_name_and_requests_by_theirs() -> None:
 def test_what_is_not_there_is_answered_with_what_is(what: str, said: str) -> None:
     with pytest.raises(ClustersimError, match=said):
         path_of(trace_of(tiny()), what)
+
+
+def test_a_straggler_is_one_line_with_the_range_of_its_loads() -> None:
+    scenario = tiny(workload={"sequences": 200, "decode_steps": 6}, gating={"skew": "zipf", "exponent": 1.0})
+    path = request_path(trace_of(scenario), 0)
+    parts = [p for p in path.parts if p.cause == "imbalance" and "tokens for its experts" in p.words]
+    lines = [one for one in by_words(path) if "tokens for its experts" in one.words]
+    assert len(lines) == len({part.rank for part in parts}) < len({part.words for part in parts})
+    for line in lines:
+        who = line.words.split(":")[0]
+        mine = [part for part in parts if part.words.startswith(f"{who}:")]
+        loads = [int(part.about.figures[0].value) for part in mine]
+        assert f"{who}: {min(loads):,} to {max(loads):,} tokens" in line.words
+        assert isclose(line.seconds, fsum(part.seconds for part in mine), rel_tol=1e-9)
+
+
+def partly(**trace: Any) -> Trace:
+    """Six steps of two micro-batches in a pipeline."""
+    return trace_of(
+        tiny(
+            single_server(2),
+            deployment=parallel(pp=2),
+            workload={"sequences": 8, "decode_steps": 6, "microbatches": 2},
+            trace={"level": "spans", **trace},
+        )
+    )
+
+
+def test_a_step_that_was_recorded_in_part_has_no_path() -> None:
+    part, whole = partly(steps=[2, 4]), partly()
+    paths = Paths(part)
+    known = paths.recorded_steps()
+    assert {2, 3} <= set(known)
+    batches = np.unique(part.tables["spans"]["token_batch"])
+    touched = set(part.tables["token_batches"]["step"][batches].tolist()) - set(known)
+    assert touched
+    for step in touched:
+        with pytest.raises(NotRecordedError, match="only a part of its spans"):
+            paths.step(step)
+    for step in known:
+        assert paths.step(step) == critical_path(whole, step)
+    found = paths.shares()
+    assert found is not None
+    assert found["steps"] == len(known)
+    last = int(part.tables["steps"]["step"].max())
+    with pytest.raises(NotRecordedError, match="none of its spans"):
+        paths.step(last)
+
+
+def test_a_window_holds_the_steps_that_lie_in_it_and_no_others() -> None:
+    whole = partly()
+    steps = whole.tables["steps"]
+    since, until = float(steps["start"][1]), float(steps["end"][3])
+    part = partly(window=[f"{since!r} s", f"{until!r} s"])
+    inside = steps["step"][(steps["start"] >= since) & (steps["end"] <= until)]
+    assert Paths(part).recorded_steps() == inside.tolist()
+
+
+@pytest.mark.parametrize("after", ["nowhere", "before all", "itself", "later"])
+def test_a_span_that_nothing_could_have_released_is_a_damaged_trace(after: str) -> None:
+    trace = trace_of(tiny())
+    table = trace.tables["spans"]
+    column = table["after"].copy()
+    row = len(column) // 2
+    column[row] = {"nowhere": 10**12, "before all": -2, "itself": row, "later": len(column) - 1}[after]
+    damaged = Trace({**trace.tables, "spans": {**table, "after": column}}, trace.facts)
+    with pytest.raises(ResultError, match=f"damaged: span {row} was released by span {column[row]}"):
+        Paths(damaged)
 
 
 def test_a_result_without_spans_says_how_to_get_some() -> None:

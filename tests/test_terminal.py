@@ -78,6 +78,12 @@ def test_both_waits_in_a_queue_are_called_by_their_names() -> None:
     assert f"{slowest} work, 840 ms in service" in page
 
 
+def test_no_expert_is_called_the_slowest_where_all_are_alike() -> None:
+    alike = deepcopy(WHOLE)
+    alike["experts"]["slowest"]["over"] = 1.004
+    assert "slowest is" not in shown(alike) and "queue wait on average" in shown(alike)
+
+
 def test_the_bill_of_moving_experts_is_shown_where_there_is_one() -> None:
     page = shown(summarize(tiny(rebalances=True)))
     assert (

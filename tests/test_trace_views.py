@@ -216,6 +216,15 @@ def test_the_slow_gpu_is_the_straggler_and_the_reason_is_said() -> None:
     assert worst["slowness"] == approx(3.0) and "slow GPU" in worst["reasons"]
 
 
+def test_who_would_be_waited_for_next_is_said_where_two_are_equally_slow() -> None:
+    equals = [{"kind": "slow_gpu", "gpu": gpu, "factor": 3.0} for gpu in (0, 2)]
+    scene = scenario_of(single_server(4), deployment=parallel(dp=4), faults=equals)
+    trace = trace_of(scene)
+    first, after = blame.stragglers(trace)[0], blame.next_straggler(trace)
+    assert after is not None and {first["rank"], after["rank"]} == {0, 2}
+    assert after["wait"] == approx(first["each"], rel=0.1)
+
+
 def test_pieces_of_a_compute_stream_never_overlap_and_fill_its_shares(trace: Trace) -> None:
     end = trace.facts["simulated_seconds"]
     window = (0.1 * end, 0.7 * end)

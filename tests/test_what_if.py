@@ -134,6 +134,33 @@ def test_a_run_on_faster_links_is_not_faster_than_its_bound(name: str, fast: dic
     assert latencies(at(**fast)).mean() >= found.seconds * (1 - TOLERANCE)
 
 
+@pytest.mark.parametrize("factor", [1.0, 4.0, 50.0])
+@pytest.mark.parametrize("since", ["0 s", "540 us"])
+def test_without_startup_a_run_with_a_slow_link_is_not_faster_than_its_bound(
+    factor: float, since: str
+) -> None:
+    # Small messages are sent with a flag for every word: without startup that half is not sent either.
+    fault = Fault(kind="slow_link", link="server0/nic3", factor=factor, start=since)
+    scenario = load("workloads/large_ep.toml", ["workload.decode_steps=1", "model.layers=2"])
+    slow = scenario.model_copy(update={"faults": (fault,)})
+    with_it, without, _, tolerance = CHECKS["no_launch"]
+    changed = without(with_it(slow))
+    assert changed is not None
+    found = bound(run_scenario(slow).trace.raw, "no_launch")
+    assert found.faster > 0.01
+    assert latencies(run_scenario(changed).trace.raw).mean() >= found.seconds * (1 - tolerance)
+
+
+def test_bounds_are_of_steps_that_were_recorded_whole() -> None:
+    def at(**trace: Any) -> Trace:
+        return trace_of(tiny(workload={"decode_steps": 6}, trace={"level": "spans", **trace}))
+
+    part, whole = at(steps=[2, 4]), at()
+    assert len(np.unique(part.tables["spans"]["token_batch"])) > 2
+    for mine, other in zip(bounds(part), bounds(whole), strict=True):
+        assert np.allclose(mine.steps, other.steps[2:4], rtol=1e-9)
+
+
 def test_perfect_overlap_leaves_the_longer_of_computing_and_exchanging() -> None:
     # One rank after the other does the same, so that a step is its computing and its exchanges.
     trace = trace_of(tiny(gating={"skew": "even"}))

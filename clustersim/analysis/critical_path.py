@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from clustersim.analysis.latency import numbers, words
-from clustersim.analysis.path_words import Facts
-from clustersim.analysis.span_blocks import Block, Spans, spans_of
-from clustersim.errors import ClustersimError
+from clustersim.analysis.path_words import Clause, Facts, Figure
+from clustersim.analysis.span_blocks import Block, Spans, spans_of, whole_steps
+from clustersim.errors import ClustersimError, NotRecordedError
 from clustersim.trace.record import Trace
 
 #: Cause → what it is. A part of a path has just one.
@@ -52,6 +52,7 @@ class Part:
     operator, layer, rank, stage, token_batch   of the span on the path; "" and -1 where there is none
     start    s; seconds: how long
     words    a clause that says what happened
+    about    what it waits for, with figures apart: parts of which the same is said differ in these only
     """
 
     cause: str
@@ -64,6 +65,7 @@ class Part:
     start: float
     seconds: float
     words: str
+    about: Clause
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class Paths:
     def step(self, number: int) -> Path:
         """The path of a step.
 
-        Raises   ClustersimError where there is no such step, or no span of it was recorded
+        Raises   ClustersimError where there is no such step, or not all spans of it were recorded
         """
         start, end, last = self._step(number)
         cut = self._cut(last, start, end)
@@ -149,7 +151,7 @@ class Paths:
     def request(self, number: int) -> Path:
         """The path of a request, from its arrival to its last token.
 
-        Raises   ClustersimError where there is no such request, or no span of it was recorded
+        Raises   ClustersimError where there is no such request, or its last pass was not recorded whole
         """
         table = self.trace.tables["requests"]
         row = _row(numbers(table, "request"), number, "request")
@@ -162,7 +164,7 @@ class Paths:
         cut = self._cut(self._last_span(last, f"request {number}"), started, finish)
         waited = Part(
             "admission", "admission", "", -1, -1, -1, -1, arrival, started - arrival,
-            "waits for its first step",
+            "waits for its first step", Clause("waits for its first step"),
         )  # fmt: skip
         parts = [waited] if started > arrival else []
         return Path("request", number, arrival, finish, (*parts, *self._parts(cut)))
@@ -175,7 +177,7 @@ class Paths:
                  `step`, the first that is as long as 99 in 100
         """
         table = self.trace.tables["steps"]
-        known = [n for n in self._recorded_steps() if phase in (None, words(table, "phase")[n])]
+        known = [n for n in self._recorded_steps if phase in (None, words(table, "phase")[n])]
         if not known:
             return None
         latency = (numbers(table, "end") - numbers(table, "start"))[known]
@@ -194,6 +196,10 @@ class Paths:
 
     def _step(self, number: int) -> tuple[float, float, int]:
         row = _row(numbers(self.trace.tables["steps"], "step"), number, "step")
+        if row not in self._recorded_steps:
+            raise self._not_recorded(
+                f"step {number}", numbers(self.trace.tables["token_batches"], "step") == number
+            )
         last, start, end = self._cut_of_step(row)
         return start, end, last
 
@@ -205,21 +211,14 @@ class Paths:
         last = np.flatnonzero((numbers(passes, "step") == number) & (numbers(passes, "end") == end))
         return self._last_span(last.tolist(), f"step {number}"), start, end
 
+    @cached_property
     def _recorded_steps(self) -> list[int]:
-        """Rows of the steps whose last pass has spans."""
-        passes, steps = self.trace.tables["token_batches"], self.trace.tables["steps"]
-        ends = dict(zip(numbers(steps, "step").tolist(), numbers(steps, "end").tolist(), strict=True))
-        of, batch = (numbers(passes, name).tolist() for name in ("step", "token_batch"))
-        there = {
-            step
-            for step, one, end in zip(of, batch, numbers(passes, "end").tolist(), strict=True)
-            if one in self._blocks_of and ends.get(step) == end
-        }
-        return [row for row, step in enumerate(numbers(steps, "step").tolist()) if step in there]
+        """Rows of the steps of which all spans were recorded."""
+        return whole_steps(self.trace, self.spans.passes)
 
     def recorded_steps(self) -> list[int]:
-        """Numbers of the steps that have a critical path: whose last pass has spans."""
-        return [int(numbers(self.trace.tables["steps"], "step")[row]) for row in self._recorded_steps()]
+        """Numbers of the steps that have a critical path: of which all spans were recorded."""
+        return [int(numbers(self.trace.tables["steps"], "step")[row]) for row in self._recorded_steps]
 
     @cached_property
     def _blocks_of(self) -> dict[int, list[Block]]:
@@ -237,13 +236,19 @@ class Paths:
         """The row of the span that ended last of passes that ended together (rows of token_batches)."""
         number = numbers(self.trace.tables["token_batches"], "token_batch")
         for one in passes:
-            blocks = self._blocks_of.get(int(number[one]), [])
-            if blocks:
-                block = max(blocks, key=lambda one: one.stage)
+            if int(number[one]) in self.spans.passes:
+                block = max(self._blocks_of[int(number[one])], key=lambda one: one.stage)
                 return block.first + int(np.argmax(self.spans.end[block.first : block.end]))
-        raise ClustersimError(
-            f"{what}: none of its spans was recorded (trace.steps and trace.window say which are)"
-        )
+        raise self._not_recorded(what, np.isin(np.arange(len(number)), passes))
+
+    def _not_recorded(self, what: str, passes: np.ndarray) -> NotRecordedError:
+        """passes  bool[rows of token_batches] of what is asked for"""
+        mine = numbers(self.trace.tables["token_batches"], "token_batch")[passes].tolist()
+        some = any(batch in self._blocks_of for batch in mine)
+        held = "only a part of its spans was recorded" if some else "none of its spans was recorded"
+        known = self.recorded_steps()
+        there = f"; whole are {len(known):,} steps, {known[0]} to {known[-1]}" if known else ""
+        return NotRecordedError(f"{what}: {held}{there} (trace.steps and trace.window say which are)")
 
     # ---- walking and cutting -----------------------------------------------------------------------
 
@@ -337,6 +342,8 @@ class Paths:
         chosen = rows[at]
         whole = self.spans.end[chosen] - self.spans.met[chosen]
         bytes_alone = np.minimum(self.facts.link_seconds(chosen), whole)
+        same = whole - bytes_alone <= _ROUNDOFF * whole + 4 * np.spacing(self.spans.end[chosen])
+        bytes_alone = np.where(same, whole, bytes_alone)
         share = np.divide(busy[at], whole, out=np.zeros(len(at)), where=whole > 0)
         seconds[at, _CODE["exchange"]] = bytes_alone * share
         seconds[at, _CODE["startup"]] = busy[at] - bytes_alone * share
@@ -389,14 +396,17 @@ class Paths:
 
     def _part(self, row: int, cause: str, inside: str, at: float, length: float, main: int) -> Part:
         if row < 0:
-            return Part(cause, inside, "", -1, -1, -1, -1, at, length, "no span was recorded")
+            missing = "no span was recorded"
+            return Part(cause, inside, "", -1, -1, -1, -1, at, length, missing, Clause(missing))
         spans = self.spans
-        said = self.facts.said(row, inside)
+        about = self.facts.said(row, inside)
+        said = str(about)
         if cause == "bubble":
-            said = f"{_empty(main, int(spans.stage[row]), int(spans.token_batch[row]))}: {said}"
+            about = _empty(main, int(spans.stage[row]), int(spans.token_batch[row]))
+            said = f"{about}: {said}"
         return Part(
             cause, inside, spans.operator_of(row), int(spans.layer[row]), int(spans.rank[row]),
-            int(spans.stage[row]), int(spans.token_batch[row]), at, length, said,
+            int(spans.stage[row]), int(spans.token_batch[row]), at, length, said, about,
         )  # fmt: skip
 
 
@@ -468,10 +478,11 @@ def _with_rest(cut: _Cut, before: float, start: float) -> _Cut:
     )  # fmt: skip
 
 
-def _empty(main: int, stage: int, token_batch: int) -> str:
+def _empty(main: int, stage: int, token_batch: int) -> Clause:
+    text = f"stage {main} has nothing left to do while token batch {{}} passes those behind it"
     if stage < main:
-        return f"stage {main} is empty until token batch {token_batch} comes"
-    return f"stage {main} has nothing left to do while token batch {token_batch} passes those behind it"
+        text = f"stage {main} is empty until token batch {{}} comes"
+    return Clause(text, (Figure(token_batch, "count"),))
 
 
 def _by_name(seconds: np.ndarray) -> Mapping[str, Any]:

@@ -67,7 +67,8 @@ def dropped_share(found: dict[str, Any] | None) -> float | None:
 
 
 def _slowest(table: Columns) -> dict[str, Any]:
-    """rank, layer, expert; coming, behind, service: mean of a token for this expert there, s.
+    """rank, layer, expert; over: what a token takes there / the mean of all tokens; coming, behind, service:
+    mean of a token for this expert there, s.
 
     Waiting for tokens still to come does not choose: it is longest where few come, and the senders' doing.
     """
@@ -90,7 +91,8 @@ def _slowest(table: Columns) -> dict[str, Any]:
     }
     count = float(tokens[here].sum())
     of_token = {key: float(seconds[here].sum()) / count for key, seconds in mean.items()}
-    return {"rank": rank, "layer": layer, "expert": expert, **of_token}
+    over = float(taken[worst] / came[worst] / (taken.sum() / came.sum())) if taken.sum() > 0 else 1.0
+    return {"over": over, "rank": rank, "layer": layer, "expert": expert, **of_token}
 
 
 def _distinct(table: Columns, *names: str) -> tuple[np.ndarray, np.ndarray]:

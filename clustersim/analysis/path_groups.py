@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from math import fsum
 from typing import Any
 
 from clustersim.analysis.critical_path import CAUSES, Part, Path
+from clustersim.analysis.path_words import together
+
+#: What the rank on the path does itself.
+_NO_WAITING = ("compute", "launch")
+#: What differs by layer.
+_BY_LAYER = ("imbalance", "queue")
+#: Layers that are named one by one.
+_NAMED_LAYERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +89,27 @@ def by_layer(path: Path) -> list[Line]:
 
 
 def by_words(path: Path) -> list[Line]:
-    """All parts of which the same is said as one line, longest first; what is no waiting is left out."""
-    told = [part for part in path.parts if part.cause not in ("compute", "launch", "startup")]
-    return _gathered(told, lambda p: (p.cause, _told(p)), _told)
+    """All parts of which the same is said, figures apart, as one line, longest first; what the rank on the
+    path does itself, computing and launching, is no waiting and left out."""
+    held: dict[tuple[str, str], list[Part]] = {}
+    for part in path.parts:
+        if part.cause not in _NO_WAITING:
+            held.setdefault((part.cause, part.about.text), []).append(part)
+    lines = []
+    for parts in held.values():
+        said = together([part.about for part in parts]) + _in_layers(parts)
+        lines.append(replace(_line(parts, said), words=said))
+    return sorted(lines, key=lambda line: (-line.seconds, line.start))
 
 
-def _told(part: Part) -> str:
-    # What a token batch does on its way to the empty stage is told in the order of time.
-    return part.words.split(": ")[0] if part.cause == "bubble" else part.words
+def _in_layers(parts: Sequence[Part]) -> str:
+    """In which layers a rank was a straggler, or an expert in front of others, is part of what is said."""
+    layers = sorted({part.layer for part in parts if part.layer >= 0})
+    if parts[0].cause not in _BY_LAYER or not layers:
+        return ""
+    if len(layers) <= _NAMED_LAYERS:
+        return f", in layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+    return f", in {len(layers)} layers from {layers[0]} to {layers[-1]}"
 
 
 #: Name → how parts are put together.
@@ -139,5 +160,6 @@ def as_json(path: Path, by: str, whole: bool) -> dict[str, Any]:
         "in_bubbles": path.in_bubbles(),
     }
     if whole:
-        return found | {"parts": [asdict(part) for part in path.parts]}
+        parts = [{k: v for k, v in asdict(part).items() if k != "about"} for part in path.parts]
+        return found | {"parts": parts}
     return found | {"lines": [asdict(line) for line in GROUPS[by](path)]}

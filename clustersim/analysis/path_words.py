@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +16,48 @@ from clustersim.units import show
 _EXPERT = "expert_"
 #: A rank's time beyond the mean is told as a factor from here on.
 _WORTH_SAYING = 1.005
+#: Of a share: what is no difference.
+_ROUNDOFF = 1e-9
+#: What can be asked of a link's capacity over a time.
+_CAPACITIES = ("mean", "most", "least")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number in a clause; unit: "count", "times" or a dimension of units.show."""
+
+    value: float
+    unit: str
+
+    def __str__(self) -> str:
+        if self.unit == "count":
+            return f"{int(self.value):,}"
+        return f"{self.value:.2f}" if self.unit == "times" else show(self.value, self.unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """A clause that says what happened; what differs from one part to the next stands apart.
+
+    text     with a {} for each figure
+    figures  in their order
+    """
+
+    text: str
+    figures: tuple[Figure, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text.format(*self.figures)
+
+
+def together(clauses: Sequence[Clause]) -> str:
+    """Several clauses of one text as one, with the range of each figure."""
+
+    def told(figures: Sequence[Figure]) -> str:
+        least, most = (str(key(figures, key=lambda one: one.value)) for key in (min, max))
+        return least if least == most else f"{least} to {most}"
+
+    return clauses[0].text.format(*map(told, zip(*(one.figures for one in clauses), strict=True)))
 
 
 class Facts:
@@ -102,24 +146,45 @@ class Facts:
         found: np.ndarray = np.where(at >= 0, numbers(self._links, "link")[at], -1)
         return found
 
-    def link_seconds(self, rows: np.ndarray) -> np.ndarray:
+    def link_seconds(self, rows: np.ndarray, capacity: str = "mean", column: str = "all") -> np.ndarray:
         """float64[n] s that all bytes of each exchange take over the link that held it up; inf where the
-        trace does not say, or where the link was slow meanwhile."""
+        trace does not say, or where the link carried nothing meanwhile.
+
+        capacity  that of the link while the exchange lasts: its "mean", its "most" or its "least"
+        column    "all" bytes, or "payload" without what protocols add, as far as that is known
+        """
         link, found = self.narrowest(rows), np.full(len(rows), np.inf)
         known = np.flatnonzero(link >= 0)
         if len(known):
-            size = numbers(self._links, "all")[self._link_row(rows[known])]
-            found[known] = size / numbers(self._trace.tables["links"], "bandwidth")[link[known]]
-            found[known[self._slowed(rows[known], link[known])]] = np.inf
+            at = self._link_row(rows[known])
+            size = numbers(self._links, "all")[at]
+            if column in self._links:
+                told = numbers(self._links, column)[at]
+                size = np.where(np.isnan(told), size, told)
+            rate = self._capacity(rows[known], link[known])[_CAPACITIES.index(capacity)]
+            found[known] = np.divide(size, rate, out=np.full(len(known), np.inf), where=rate > 0)
         return found
 
-    def _slowed(self, rows: np.ndarray, link: np.ndarray) -> np.ndarray:
-        table, slowed = self._trace.tables["outages"], np.zeros(len(rows), dtype=bool)
+    def _capacity(self, rows: np.ndarray, link: np.ndarray) -> np.ndarray:
+        """float64[3, n] bytes/s that links had while exchanges lasted, as in _CAPACITIES."""
+        nominal = numbers(self._trace.tables["links"], "bandwidth")[link]
         start, end = self._spans.met[rows], self._spans.end[rows]
-        columns = (numbers(table, name) for name in ("link", "start", "end"))
-        for which, since, until in zip(*columns, strict=True):
-            slowed |= (link == which) & (start < until) & (end > since)
-        return slowed
+        lasted, table = end - start, self._trace.tables["outages"]
+        mean, away = nominal.copy(), np.zeros(len(rows))
+        most, least = np.full(len(rows), -np.inf), nominal.copy()
+        columns = (numbers(table, name).tolist() for name in ("link", "start", "end", "bandwidth"))
+        for which, since, until, rate in zip(*columns, strict=True):
+            at = np.flatnonzero((link == which) & (start < until) & (end > since))
+            inside = np.minimum(end[at], until) - np.maximum(start[at], since)
+            share = inside / lasted[at]
+            mean[at] += (rate - nominal[at]) * share
+            away[at] += share
+            most[at], least[at] = np.maximum(most[at], rate), np.minimum(least[at], rate)
+        # For whatever time no row tells of the link was as fast as it is.
+        most = np.where(away < 1 - _ROUNDOFF, np.maximum(most, nominal), most)
+        # What is left of a link that was down by subtracting is no capacity.
+        mean[mean <= _ROUNDOFF * nominal] = 0.0
+        return np.stack([mean, most, least])
 
     # ---- experts -----------------------------------------------------------------------------------
 
@@ -185,8 +250,8 @@ class Facts:
 
     # ---- words -------------------------------------------------------------------------------------
 
-    def said(self, row: int, cause: str) -> str:
-        """What happened in a span, as a clause."""
+    def said(self, row: int, cause: str) -> Clause:
+        """What happened in a span."""
         say = {
             "imbalance": self._said_imbalance,
             "slow_gpu": self._said_slow,
@@ -197,24 +262,28 @@ class Facts:
         operator = self._spans.operator_of(row)
         if say is not None:
             return say(row)
-        return {
+        text = {
             "launch": f"launches {operator}",
             "admission": "waits to be let into the first stage",
         }.get(cause, f"computes {operator}")
+        return Clause(text)
 
-    def _said_imbalance(self, row: int) -> str:
+    def _said_imbalance(self, row: int) -> Clause:
         operator, rank = self._spans.operator_of(row), self._spans.rank[row]
         load = self.load(row) if operator.startswith(_EXPERT) else None
-        why = f"it has more to do in {operator} than the mean rank"
-        if load is not None:
-            why = f"{load[0]:,} tokens for its experts, {load[1]:.2f} x the mean"
-        return f"waiting for straggler rank {rank}: {why}"
+        who = f"waiting for straggler rank {rank}"
+        if load is None:
+            return Clause(f"{who}: it has more to do in {operator} than the mean rank")
+        told = Figure(load[0], "count"), Figure(load[1], "times")
+        return Clause(f"{who}: {{}} tokens for its experts, {{}} x the mean", told)
 
-    def _said_slow(self, row: int) -> str:
+    def _said_slow(self, row: int) -> Clause:
         spans = self._spans
-        factor = (spans.end[row] - spans.met[row]) / spans.priced[row]
-        times = f"{factor:.2f} x as long as priced" if factor >= _WORTH_SAYING else "longer than priced"
-        return f"waiting for straggler rank {spans.rank[row]}: its GPU takes {times}{self._fault(row)}"
+        factor = float((spans.end[row] - spans.met[row]) / spans.priced[row])
+        who = f"waiting for straggler rank {spans.rank[row]}: its GPU takes"
+        if factor < _WORTH_SAYING:
+            return Clause(f"{who} longer than priced{self._fault(row)}")
+        return Clause(f"{who} {{}} x as long as priced{self._fault(row)}", (Figure(factor, "times"),))
 
     def _fault(self, row: int) -> str:
         table, spans = self._trace.tables["faults"], self._spans
@@ -226,29 +295,35 @@ class Facts:
                 return f" ({kind[i]})"
         return ""
 
-    def _said_queue(self, row: int) -> str:
+    def _said_queue(self, row: int) -> Clause:
         found = self.served(row)
         rank = self._spans.rank[row]
         if found is None:
-            return f"queue of rank {rank} behind another of its experts"
-        return f"queue of rank {rank} behind expert {found[0]} and its {found[1]:,} tokens"
+            return Clause(f"queue of rank {rank} behind another of its experts")
+        return Clause(
+            f"queue of rank {rank} behind expert {found[0]} and its {{}} tokens", (Figure(found[1], "count"),)
+        )
 
-    def _said_exchange(self, row: int) -> str:
+    def _said_exchange(self, row: int) -> Clause:
         spans = self._spans
         way = f"{spans.operator_of(row)} by {spans.algorithm_of(row)}" if spans.is_exchange[row] else ""
         if not way:
-            return "waits for tokens that are still on their way to the rank's experts"
+            return Clause("waits for tokens that are still on their way to the rank's experts")
         at = int(self._link_row(np.array([row]))[0])
         if at < 0:
-            return f"bytes of {way}"
+            return Clause(f"bytes of {way}")
         links = self._trace.tables["links"]
         link = int(numbers(self._links, "link")[at])
         own, size = (float(numbers(self._links, name)[at]) for name in ("own", "all"))
-        where = f"{words(links, 'source')[link]}->{words(links, 'target')[link]}"
+        where = f"{{}} of {way} on link {words(links, 'source')[link]}->{words(links, 'target')[link]}"
         others = size - own
         # Bytes a link carries twice are not told as shared by half a byte.
-        shared = f", shared with {show(others, 'size')} of other ranks" if others > 0.5 else ", alone"
-        return f"{show(own, 'size')} of {way} on link {where}{shared}"
+        if others <= 0.5:
+            return Clause(f"{where}, alone", (Figure(own, "size"),))
+        shared = Figure(own, "size"), Figure(others, "size")
+        return Clause(f"{where}, shared with {{}} of other ranks", shared)
 
-    def _said_startup(self, row: int) -> str:
-        return f"launch, protocol and latency of {self._spans.operator_of(row)}"
+    def _said_startup(self, row: int) -> Clause:
+        spans = self._spans
+        way = f" by {spans.algorithm_of(row)}" if spans.algorithm_of(row) else ""
+        return Clause(f"launch, protocol and latency of {spans.operator_of(row)}{way}")

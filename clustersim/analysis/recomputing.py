@@ -26,19 +26,22 @@ class Graph:
     """The recorded graph of a run: recomputes all times from changed durations.
 
     spans    as recorded; facts: what stands beside them
-    Raises   ResultError where spans of a part of the run only were recorded within a pass
+    Only passes are reckoned of which all spans were recorded; spans of others stay as they are.
+
+    Raises   NotRecordedError where no pass was recorded whole
     """
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.spans: Spans = spans_of(trace)
         self.facts = Facts(trace, self.spans)
-        if not all(block.whole for block in self.spans.blocks):
+        whole = [block for block in self.spans.blocks if block.token_batch in self.spans.passes]
+        if not whole:
             raise NotRecordedError(
                 "only a window of some passes was recorded; bounds need whole passes: record them with "
                 "trace.steps instead of trace.window"
             )
-        self._order = sorted(self.spans.blocks, key=lambda block: (block.token_batch, block.stage))
+        self._order = sorted(whole, key=lambda block: (block.token_batch, block.stage))
         self._plans = [_plan(self.spans, block) for block in self._order]
         self._chain = _chain(trace)
 
@@ -68,7 +71,7 @@ class Graph:
         place = {int(step): i for i, step in enumerate(numbers(table, "step"))}
         first, last = np.full(len(place), np.inf), np.full(len(place), -np.inf)
         seen = np.zeros(len(place), dtype=np.int64)
-        stages = max(block.stage for block in self.spans.blocks)
+        stages = max(block.stage for block in self._order)
         for plan in self._plans:
             block = plan.block
             at = place.get(step_of.get(block.token_batch, -1))

@@ -92,15 +92,37 @@ SCHEMA: dict[str, str] = {
     "place; null of a link",
     "cause.gpu": "its GPU",
     "cause.link": "the slow link, or null",
+    "cause.links": "how many links of one vertex are as slow as it; null where no link is the cause",
+    "cause.vertex": "that vertex; null where it is one link only",
+    "cause.link_load": "bytes of the link / mean of the links between such vertices that carry any",
     "cause.layer": "layer in which the rank is waited for most, if an expert is a reason, else null",
     "cause.expert": "the expert on the rank with most tokens there",
     "cause.expert_load": "its tokens / mean of the expert copies of the layer",
+    "cause.every_layer": "whether the expert has as many tokens in every layer, to within 10 %",
     "cause.rank_load": "tokens of all experts of the rank in the layer in which it is waited for most / mean "
     "of the ranks; null of a link",
     "cause.slowness": "how many times as long the rank's GPU takes for the same work as the median GPU",
     "cause.wait": "how long each other GPU of its stage waits for the rank in a step; how long a GPU waits "
     "for hot experts on many ranks together, mean; or how much longer the link's bytes take in a step, s",
-    "cause.share": "that as a share of what a step costs",
+    "cause.share": "that as a share of `cause.period`",
+    "cause.period": "what a step costs: the run from the first step's start to the last one's end / the "
+    "steps, s",
+    "cause.step": "a step from its start to its end, mean, s: longer than the period where steps overlap in "
+    "the pipeline",
+    "cause.next.reasons[]": "what costs most beside the cause, or would if that were mended: reasons as "
+    "above; `cause.next` is null where nothing else costs 2 % of the period",
+    "cause.next.rank": "its rank, or null",
+    "cause.next.gpu": "the GPU of the rank",
+    "cause.next.link": "the slow link, or null",
+    "cause.next.ranks": "how many EP ranks hold the hot experts where they are many, or null",
+    "cause.next.rank_load": "tokens of the rank / mean of the ranks in the layer in which it is waited for "
+    "most, or over the run if it is not yet; null of others",
+    "cause.next.slowness": "as `cause.slowness`; null of others",
+    "cause.next.wait": "as `cause.wait`, were the cause mended; of a rank by its own computing, s",
+    "cause.next.share": "that as a share of the period",
+    "cause.next.now": "how long each other GPU of its stage waits for the rank in a step as things are, s; "
+    "null of others",
+    "cause.next.more": "how many others cost nearly as much: further ranks and causes of other kinds",
     "cause.ranks": "how many EP ranks with hot experts are waited for where they are many, else null",
     "cause.moves[]": "layer, step: the rank with the hot experts changes from one to the next; empty where "
     "one rank or a link is the cause",
@@ -128,6 +150,7 @@ SCHEMA: dict[str, str] = {
     "experts.queue_length.max": "tokens in the longest queue",
     "experts.queue_length.over_time": "tokens that wait in all queues of a rank, mean over the window and "
     "the ranks that hold experts",
+    "experts.slowest.over": "what such a token takes / the mean over all tokens of the run",
     "experts.slowest.rank": "rank whose tokens take longest, behind other work and in service, in one layer; "
     "mean over its tokens of the run",
     "experts.slowest.layer": "that layer",

@@ -6,17 +6,21 @@ looked at as arrays over ranks and operators without copying it.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from clustersim.analysis.latency import numbers
-from clustersim.errors import NotRecordedError
+from clustersim.errors import NotRecordedError, ResultError
+from clustersim.trace.files import Stored
 from clustersim.trace.record import Columns, Text, Trace
 
 #: By which a rank may seem slower than priced because its sums are rounded.
 _ROUNDOFF = 1e-6
+#: By which what released a span may end later, s: sums that are rounded differently.
+_LATER = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Spans:
     start, met, end  float64[n] s
     priced        float64[n] s, NaN for exchanges
     blocks        in the order of the table
+    passes        token batches of which all spans were recorded
     """
 
     span: np.ndarray
@@ -74,6 +79,7 @@ class Spans:
     group: np.ndarray
     priced: np.ndarray
     blocks: tuple[Block, ...]
+    passes: frozenset[int]
 
     def table(self, column: np.ndarray, block: Block) -> np.ndarray:
         """A column's part that belongs to a whole block, [N, P], not copied."""
@@ -120,7 +126,7 @@ class Spans:
 def spans_of(trace: Trace) -> Spans:
     """The spans of a trace.
 
-    Raises   ResultError where it has none
+    Raises   ResultError where it has none, or where they do not hang together
     """
     table = trace.tables["spans"]
     if not len(numbers(table, "span")):
@@ -134,7 +140,9 @@ def spans_of(trace: Trace) -> Spans:
         name: numbers(table, name)
         for name in ("span", "token_batch", "rank", "stage", "layer", "start", "met", "end", "after")
     }
+    _check_after(trace, columns)
     on_compute = stream.codes == _code(stream, "compute")
+    blocks = _blocks(columns, on_compute)
     rows, is_exchange = len(on_compute), kind.codes == _code(kind, "exchange")
     priced = _or(table, "priced", np.full(rows, np.nan))
     if np.isnan(priced).all():
@@ -150,8 +158,69 @@ def spans_of(trace: Trace) -> Spans:
         on_compute=on_compute,
         group=_or(table, "group", np.full(rows, -1)),
         priced=priced,
-        blocks=_blocks(columns, on_compute),
+        blocks=blocks,
+        passes=_whole_passes(trace, columns, blocks),
     )
+
+
+def whole_steps(trace: Trace, passes: Set[int]) -> list[int]:
+    """Rows of the steps of which all passes are among these, numbers of token batches."""
+    steps, table = trace.tables["steps"], trace.tables["token_batches"]
+    of, number = numbers(table, "step"), numbers(table, "token_batch")
+    there = np.isin(number, np.fromiter(passes, dtype=np.int64, count=len(passes)))
+    known = np.isin(numbers(steps, "step"), of[there]) & ~np.isin(numbers(steps, "step"), of[~there])
+    rows: list[int] = np.flatnonzero(known).tolist()
+    return rows
+
+
+def _whole_passes(trace: Trace, columns: dict[str, np.ndarray], blocks: tuple[Block, ...]) -> frozenset[int]:
+    """Token batches of which all spans were recorded.
+
+    A time of the run is recorded without a gap. So a pass is there as a whole if its first span and its
+    last are, and every rank of its stages has all its spans.
+    """
+    table = trace.tables["token_batches"]
+    times = (numbers(table, name).tolist() for name in ("token_batch", "start", "end"))
+    told = {batch: (start, end) for batch, start, end in zip(*times, strict=True)}
+    stages = set(numbers(trace.tables["ranks"], "stage").tolist())
+    found: dict[int, list[Block]] = {}
+    for block in blocks:
+        found.setdefault(block.token_batch, []).append(block)
+
+    def is_whole(batch: int, of_batch: list[Block]) -> bool:
+        if {block.stage for block in of_batch} != stages or not all(block.whole for block in of_batch):
+            return False
+        first, last = (key(of_batch, key=lambda one: one.stage) for key in (min, max))
+        start = columns["start"][first.first : first.end].min()
+        return (float(start), float(columns["end"][last.first : last.end].max())) == told.get(batch)
+
+    return frozenset(batch for batch, of_batch in found.items() if is_whole(batch, of_batch))
+
+
+def _check_after(trace: Trace, columns: dict[str, np.ndarray]) -> None:
+    """Raises ResultError where a span says that something released it that is no span, or was later."""
+    span, after, met, end = (columns[name] for name in ("span", "after", "met", "end"))
+    if len(span) > 1 and (np.diff(span) <= 0).any():
+        row = int(np.argmax(np.diff(span) <= 0)) + 1
+        raise _damaged(trace, f"span {span[row]} stands behind span {span[row - 1]}")
+    at = np.minimum(np.searchsorted(span, after), len(span) - 1)
+    there = span[at] == after
+    # What was not recorded is one of the spans that the run had, and not one between those that follow it.
+    all_ = trace.facts.get("operators")
+    most = int(all_) if isinstance(all_, int) else int(span[-1]) + 1
+    whole = len(span) == most
+    bad = (after < -1) | (after >= most) | (after == span) | (~there & (after >= 0) & whole)
+    bad |= there & (end[at] > met + _LATER)
+    if bad.any():
+        row = int(np.argmax(bad))
+        said = "which ended later than that began" if there[row] else "which is no span of this run"
+        raise _damaged(trace, f"span {span[row]} was released by span {after[row]}, {said}")
+
+
+def _damaged(trace: Trace, what: str) -> ResultError:
+    table = trace.tables["spans"]
+    where = f"{table.path}: " if isinstance(table, Stored) else "the table spans is "
+    return ResultError(f"{where}damaged: {what}; run the scenario again")
 
 
 def _text(table: Columns, name: str) -> Text:
@@ -197,7 +266,7 @@ def _blocks(columns: dict[str, np.ndarray], on_compute: np.ndarray) -> tuple[Blo
     for first, end in zip(starts.tolist(), ends.tolist(), strict=True):
         where = int(batch[first]), int(stage[first])
         if on_compute[first]:
-            found.append(_block(where, first, rank[first:end]))
+            found.append(_block(where, first, rank[first:end], columns["span"][first:end]))
         elif found and (found[-1].token_batch, found[-1].stage) == where:
             last = found[-1]
             whole = last.whole and end - first == last.ranks
@@ -205,10 +274,11 @@ def _blocks(columns: dict[str, np.ndarray], on_compute: np.ndarray) -> tuple[Blo
     return tuple(found)
 
 
-def _block(where: tuple[int, int], first: int, rank: np.ndarray) -> Block:
+def _block(where: tuple[int, int], first: int, rank: np.ndarray, span: np.ndarray) -> Block:
     turns = np.concatenate([[0], np.flatnonzero(np.diff(rank)) + 1])
     each = np.diff(np.append(turns, len(rank)))
-    whole = bool((each == each[0]).all())
+    # Spans are numbered rank by rank: where some were left out, there are gaps.
+    whole = bool((each == each[0]).all()) and int(span[-1]) - int(span[0]) + 1 == len(span)
     if whole:
         return Block(*where, first, len(each), int(each[0]), -1, True)
     # Only a window of the run was recorded: the block is a row of spans, of which nothing is compared.

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from clustersim.analysis.cause import slowness
-from clustersim.analysis.columns import is_word, ratio, text
+from clustersim.analysis.cause import next_rank
+from clustersim.analysis.columns import is_word, text
 from clustersim.analysis.latency import numbers, words
+from clustersim.analysis.lateness import loads, slowness
 from clustersim.analysis.over_time import spans_of
 from clustersim.trace.record import Columns, Trace
 
@@ -37,7 +38,7 @@ def stragglers(trace: Trace, operator: str | None = None) -> list[dict[str, Any]
     total = float(blamed.sum())
     names, layer = words(waits, "operator")[chosen], numbers(waits, "layer")[chosen]
     row_of = {int(rank): row for row, rank in enumerate(numbers(ranks, "rank"))}
-    stage, slow, load = numbers(ranks, "stage"), slowness(trace), _loads(trace)
+    stage, slow, load = numbers(ranks, "stage"), slowness(trace), loads(trace)
     steps = max(len(numbers(trace.tables["steps"], "step")), 1)
     found = []
     for rank in np.argsort(-blamed, kind="stable").tolist():
@@ -60,6 +61,16 @@ def stragglers(trace: Trace, operator: str | None = None) -> list[dict[str, Any]
             }
         )
     return found
+
+
+def next_straggler(trace: Trace) -> dict[str, Any] | None:
+    """The rank that would be waited for longest, were the worst straggler as fast as the others, as
+    `cause.next_rank` has it; None where there would be none."""
+    blamed = stragglers(trace)
+    steps = len(numbers(trace.tables["steps"], "step"))
+    if not blamed or not steps:
+        return None
+    return next_rank(trace, steps, slowness(trace), blamed[0]["rank"], [])
 
 
 def waits_by_operator(trace: Trace) -> list[dict[str, Any]]:
@@ -148,22 +159,6 @@ def _places(names: np.ndarray, layer: np.ndarray, seconds: np.ndarray) -> list[d
         sums[name, number] = sums.get((name, number), 0.0) + time
     order = sorted(sums, key=lambda place: (-sums[place], place))[:_PLACES]
     return [{"operator": name, "layer": number, "seconds": sums[name, number]} for name, number in order]
-
-
-def _loads(trace: Trace) -> dict[int, float]:
-    """Rank → tokens that came to its experts over the run ÷ the mean of the ranks with experts."""
-    table = trace.tables["experts"]
-    rank, tokens = numbers(table, "rank"), numbers(table, "tokens")
-    if not tokens.sum():
-        return {}
-    # Ranks of different stages hold different layers: each is held against the means of its own.
-    layers = int(numbers(table, "layer").max()) + 1
-    pairs, member = np.unique(rank.astype(np.int64) * layers + numbers(table, "layer"), return_inverse=True)
-    holder, layer = pairs // layers, pairs % layers
-    got = np.bincount(member, weights=tokens)
-    mean = ratio(np.bincount(layer, weights=got), np.bincount(layer))
-    loads = ratio(np.bincount(holder, weights=got), np.bincount(holder, weights=mean[layer]))
-    return {int(one): float(loads[one]) for one in np.unique(holder)}
 
 
 def _reasons(slow: float, load: float | None) -> list[str]:

@@ -86,7 +86,7 @@ def _no_imbalance(graph: Graph) -> np.ndarray:
                 if most > 1:
                     # Its bytes are those of the busiest rank, of which others wait for the last.
                     rows = row + np.arange(block.ranks) * block.operators
-                    sent = np.minimum(graph.facts.link_seconds(rows), took[rows])
+                    sent = np.minimum(graph.facts.link_seconds(rows, "least"), took[rows])
                     out[:, p] = -sent * (1 - 1 / most)
     return change
 
@@ -212,7 +212,8 @@ def _infinite(nvlink: bool) -> Callable[[Graph], np.ndarray]:
             mine = _inside_a_server(graph, rows) == nvlink
         took = _durations(graph)[rows]
         out = np.zeros(len(graph.spans.span))
-        out[rows] = np.where(mine, -np.minimum(graph.facts.link_seconds(rows), took), 0.0)
+        held = np.minimum(graph.facts.link_seconds(rows, "least"), took)
+        out[rows] = np.where(mine, -held, 0.0)
         return out
 
     return change
@@ -249,7 +250,9 @@ def _no_launch(graph: Graph) -> np.ndarray:
     rows = np.arange(len(took))
     slow = np.divide(took, spans.priced, out=np.ones_like(took), where=spans.priced > 0)
     launch = np.minimum(graph.facts.launch(rows) * slow, took)
-    sent = np.minimum(graph.facts.link_seconds(rows), took)
+    # Without launches bytes go at other times, when a link may be as fast as it is at best; and nothing
+    # that protocols add to them is sent.
+    sent = np.minimum(graph.facts.link_seconds(rows, "most", "payload"), took)
     return np.asarray(-np.where(spans.is_exchange, took - sent, launch))
 
 
@@ -287,7 +290,9 @@ CHANGES: Mapping[str, Change] = {
         (_infinite(nvlink=False),), "bytes took no time in exchanges that a card or a network link holds up"
     ),
     "no_launch": Change(
-        (_no_launch,), "kernels cost no launch, and exchanges nothing beyond the bytes of their fullest link"
+        (_no_launch,),
+        "kernels cost no launch, and exchanges nothing beyond the bytes of their fullest link, "
+        "those of protocols not counted",
     ),
     "perfect_overlap": Change(
         (_no_exchange, _no_compute),

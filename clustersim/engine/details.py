@@ -191,6 +191,7 @@ class Details:
                 link=found.link[member],
                 own=found.own[member],
                 all=found.all[member],
+                payload=found.payload[member],
             )
 
     def write_flows(self, meeting: Meeting, operator: str, layer: int, token_batch: int) -> None:

@@ -61,11 +61,13 @@ class Narrowest:
     link  int64[M]; -1 where nothing was sent to or from the member over any link
     own   float64[M] bytes that flows of the member, both ways, put on that link
     all   float64[M] bytes that the whole exchange put on it
+    payload  float64[M] of these, what is not added by protocols
     """
 
     link: np.ndarray
     own: np.ndarray
     all: np.ndarray
+    payload: np.ndarray
 
 
 def narrowest(meeting: Meeting, bandwidth: np.ndarray) -> Narrowest:
@@ -86,7 +88,8 @@ def narrowest(meeting: Meeting, bandwidth: np.ndarray) -> Narrowest:
             member = end[rows]
             over = (way == np.where(link < 0, -2, link)[member, None]).any(axis=1)
             own += np.bincount(member[over], weights=size[over], minlength=members)
-    return Narrowest(link, own, np.where(link >= 0, carried[link], 0.0))
+    of_all, payload = (np.where(link >= 0, meeting.carried[row][link], 0.0) for row in (0, 1))
+    return Narrowest(link, own, of_all, payload)
 
 
 def _paths(meeting: Meeting) -> np.ndarray:

@@ -44,6 +44,8 @@ _BOUNDS = ("compute", "memory", "network")
 _PARTS_SHOWN = 12
 _WORST_SHOWN = 5
 _WORTH_A_LINE = 0.0005
+#: Below this times the mean the slowest expert is one of many that are alike.
+_NO_TIE = 1.01
 _LINKS_SHOWN = 5
 _BAR_WIDTH = 30
 _WITHOUT_BAR = 60
@@ -274,6 +276,8 @@ def _experts(summary: Summary, console: Console) -> None:
         ("queue wait on average", experts["queue_wait"]),
         (f"slowest is expert {slow['expert']} of layer {slow['layer']} on rank {slow['rank']}", slow),
     ):
+        if found is slow and found.get("over", 2.0) < _NO_TIE:
+            continue
         served = f", {said_time(found['service'])} in service" if found is slow else ""
         waits = f"{said_time(found['coming'])} for tokens still to come, {said_time(found['behind'])}"
         put_paragraph(console, "  ", f"{where}: {waits} behind other work{served}")

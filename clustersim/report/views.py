@@ -32,6 +32,8 @@ Found = Mapping[str, Any]
 #: Nothing to full, and what is not known.
 _BLOCKS, _LETTERS, _UNKNOWN = " ▁▂▃▄▅▆▇█", " .:-=+*#%@", "?"
 _CELL = 34
+#: A rank that would be waited for this share of what the first is without it is told.
+_WORTH_NEXT = 0.1
 _VIEWERS = {
     "perfetto": "open it in https://ui.perfetto.dev, where it does not leave your browser",
     "chrome": "open it in chrome://tracing or https://ui.perfetto.dev",
@@ -256,6 +258,15 @@ def show_stragglers(found: Found, console: Console, most: int) -> None:
         ],
     )
     _more(console, len(ranks) - most, "--top shows them")
+    after = found["next"]
+    if after is not None and after["wait"] >= _WORTH_NEXT * ranks[0]["each"]:
+        put_line(console, "")
+        put_paragraph(
+            console,
+            "  ",
+            f"Without {ranks[0]['gpu']}, each would wait {said_time(after['wait'])} per step for "
+            f"{after['gpu']} (rank {after['rank']}).",
+        )
     moments = found["moments"]
     if moments is None:
         put_line(console, "")

@@ -19,6 +19,7 @@ from clustersim.analysis.columns import text
 from clustersim.analysis.latency import numbers, words
 from clustersim.analysis.query import MOST_ROWS, named_tables, query
 from clustersim.analysis.slices import slice_of
+from clustersim.analysis.span_blocks import spans_of, whole_steps
 from clustersim.analysis.utilization import STATES, busiest, gpus, links, tiers, worst
 from clustersim.errors import ClustersimError, ResultError, UnitError, nearest, pick
 from clustersim.study.inspecting import Opened
@@ -197,9 +198,10 @@ def stragglers_view(opened: Opened, operator: str = "") -> dict[str, Any]:
     """Which ranks made others wait, where, how long and when.
 
     operator  only this exchange
-    Returns   folder, steps, seconds (all waiting for ranks), operators, ranks (who cost most first), moments
-              (the longest first, at most a thousand; None where no spans were recorded), moments_all (how
-              many there were), note
+    Returns   folder, steps, seconds (all waiting for ranks), operators, ranks (who cost most first), next
+              (the rank that would be waited for if the first were as fast as others; None with an
+              operator), moments (the longest first, at most a thousand; None where no spans were
+              recorded), moments_all (how many there were), note
     """
     trace = opened.trace
     places = blame.waits_by_operator(trace)
@@ -220,6 +222,7 @@ def stragglers_view(opened: Opened, operator: str = "") -> dict[str, Any]:
             "seconds": sum(entry["seconds"] for entry in places),
             "operators": places,
             "ranks": blame.stragglers(trace, operator or None),
+            "next": None if operator else blame.next_straggler(trace),
             "moments": None if moments is None else moments[:_MOST_MOMENTS],
             "moments_all": None if moments is None else len(moments),
             "note": note,
@@ -438,12 +441,11 @@ def _level(rows: Mapping[str, int]) -> str:
 
 
 def _recorded_steps(trace: Trace) -> dict[str, int]:
-    """all: steps of the run; spans: those of which spans were recorded."""
-    passes = trace.tables["token_batches"]
-    some = np.isin(numbers(passes, "token_batch"), np.unique(numbers(trace.tables["spans"], "token_batch")))
+    """all: steps of the run; spans: those of which all spans were recorded."""
+    some = len(numbers(trace.tables["spans"], "span")) > 0
     return {
         "all": len(numbers(trace.tables["steps"], "step")),
-        "spans": len(np.unique(numbers(passes, "step")[some])),
+        "spans": len(whole_steps(trace, spans_of(trace).passes)) if some else 0,
     }
 
 

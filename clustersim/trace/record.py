@@ -101,6 +101,10 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "link": ("int32", "of the flow that ended last for the rank: the link with least room on its path"),
         "own": ("float64", "what flows of the rank, both ways, put on that link in this exchange, bytes"),
         "all": ("float64", "what the whole exchange, all groups of the stage, put on it, bytes"),
+        "payload": (
+            "float64",
+            "of `all`, what is not added by protocols, bytes; NaN where it was not written",
+        ),
     },
     "sums": {
         "rank": ("int32", "rank"),
