@@ -343,10 +343,39 @@ def test_the_mark_of_a_poor_fit_is_explained(tmp_path: Path, capsys: pytest.Capt
     counts = tmp_path / "b9.csv"
     counts.write_text("layer,expert,count\n0,0,1\n0,1,0\n0,2,0\n1,0,5000\n")
     assert invoke("gating", "fit", counts, "--top-k", "3") == 1
-    assert "!  Gini off by more than 0.02, or max/mean by more than 10" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "! Gini off by more than 0.02, max/mean by more than 10" in said
+    assert "or more than 10.0% of the tokens at another rank" in said
     counts.write_text("layer,expert,count\n0,0,5\n")
     assert invoke("gating", "fit", counts) == 0
     assert "b9  1 expert\n" in capsys.readouterr().out
+
+
+def test_that_so_few_tokens_are_noise_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = tmp_path / "few.csv"
+    for each, noise in ((5, True), (5_000_000, False)):
+        counts.write_text("layer,expert,count\n" + "".join(f"0,{e},{each}\n" for e in range(4)))
+        # As even as that no draw of a few tokens is; of many it is, to the bound.
+        assert invoke("gating", "fit", counts) == int(noise)
+        assert ("mostly noise" in capsys.readouterr().out) == noise
+
+
+def test_chance_alone_makes_about_the_gini_that_is_told() -> None:
+    drawn = np.random.default_rng(0).multinomial(64 * 20, np.full(64, 1 / 64), size=50)
+    found = summary([fit(Routing("x", 1, (0,), drawn[:1]))], Path("x"))["measurements"][0]["layers"][0]
+    assert found["chance_gini"] == approx(float(gini(drawn).mean()), rel=0.05)
+
+
+def test_one_expert_that_has_it_all_can_be_fitted() -> None:
+    found = summary([fit(Routing("x", 0, (0,), np.array([[1000, 0, 0, 0]])))], Path("x"))["measurements"][0]
+    assert found["kept"] and found["layers"][0]["fitted"]["max_over_mean"] == 4.0
+
+
+def test_a_curve_that_misplaces_tokens_is_marked_though_gini_and_peak_fit() -> None:
+    two = np.r_[100_000, 100_000, np.full(62, 100)][None]
+    found = summary([fit(Routing("x", 2, (0,), two))], Path("x"))["measurements"][0]
+    assert found["worst_gini_error"] <= 0.02 and found["worst_max_over_mean_error"] <= 0.10
+    assert found["worst_misplaced"] > 0.10 and not found["kept"]
 
 
 def test_a_fit_is_of_a_model_with_as_many_experts(tmp_path: Path) -> None:
@@ -494,6 +523,26 @@ def test_dropped_choices_stand_beside_the_throughput_of_both_runs() -> None:
     # However small the factor, every expert that is chosen takes one token.
     least = run_scenario(uneven(gating={**zipf, "capacity_factor": 1e-6})).trace.raw.tables["experts"]
     assert np.asarray(least["tokens"]).max() == 1
+
+
+def test_a_label_follows_its_gating(tmp_path: Path) -> None:
+    base, path = tmp_path / "base.toml", tmp_path / "s.toml"
+    base.write_text(to_toml(uneven(beside={"label": "mild", "gating": {"skew": "gini", "gini": 0.2}})))
+    path.write_text('extends = "base.toml"\n')
+
+    def label(*overrides: str) -> str:
+        beside = read_scenario(path, overrides).beside
+        assert beside is not None
+        return beside.label
+
+    assert label() == label("gating.skew=even") == "mild"
+    assert label("beside.gating.gini=0.7").startswith("skew gini, gini 0.7")
+    assert label("beside.gating.gini=0.7", "beside.label=strong") == "strong"
+    assert label("beside.label=strong") == "strong"
+    path.write_text('extends = "base.toml"\nbeside.gating.gini = 0.6\n')
+    assert label().startswith("skew gini, gini 0.6")
+    path.write_text('extends = "base.toml"\nbeside = { label = "more", gating.gini = 0.6 }\n')
+    assert label() == "more"
 
 
 def test_mistakes_of_the_other_gating_are_told(tmp_path: Path) -> None:

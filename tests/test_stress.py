@@ -417,6 +417,7 @@ def test_the_command_prints_and_leaves_the_answer(here: Base, capfd: pytest.Capt
     folder = folder_of(prepared(Wish(here))[1], None)
     assert (status, err) == (0, "")
     assert out.startswith("tiny under stress  seed 0") and f"Result: {folder}" in out
+    assert 'copy_choice = "least_loaded"' in out, "how copies share tokens stands under the table"
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["cases.jsonl", "placements-load.svg", "placements.svg", "stress.json"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,9 @@ def memory(trace: Trace) -> dict[str, Any] | None:
 def _notes(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on what stands out in a run."""
     yield from cause_notes(summary["cause"])
+    # Runs of before had the sentences on gating in one.
     yield from filter(None, [trace.facts.get("startup"), trace.facts.get("gating")])
+    yield from trace.facts.get("idle") or ()
     yield from price_notes(trace, summary["prices"])
     yield from _fault_note(trace)
     yield from _wait_note(trace, summary)
@@ -114,17 +116,24 @@ def _notes(trace: Trace, summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _fault_note(trace: Trace) -> Iterator[str]:
     faults, end = trace.tables["faults"], trace.facts.get("simulated_seconds") or 0.0
-    named = [
-        f"{kind} at {place}"
-        for kind, place, start in zip(
-            words(faults, "kind"), words(faults, "place"), numbers(faults, "start"), strict=True
+    named: dict[bool, list[str]] = {True: [], False: []}
+    for kind, place, start in zip(
+        words(faults, "kind"), words(faults, "place"), numbers(faults, "start"), strict=True
+    ):
+        came = bool(start < end)
+        named[came].append(f"{kind} at {place}" + ("" if came else f" from {show(float(start), 'time')} on"))
+    if named[True]:
+        yield f"Faults were at work: {_few(named[True])}."
+    if named[False]:
+        yield (
+            f"Faults that never came, for the run was over after {show(float(end), 'time')}: "
+            f"{_few(named[False])}."
         )
-        if start < end
-    ]
-    if named:
-        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
-        yield f"Faults were at work: {', '.join(named[:3])}{more}."
     yield from _detour_notes(trace)
+
+
+def _few(named: Sequence[str]) -> str:
+    return ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
 
 
 def _detour_notes(trace: Trace) -> Iterator[str]:

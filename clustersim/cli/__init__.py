@@ -488,8 +488,8 @@ def gating_fit(
     COUNTS is a CSV with layer,expert,count or layer_id,expert_id,count (and, for several measurements,
     model, dataset and topk), an npz or npy with expert ids [tokens, layers, top_k] or counts [layers,
     experts], or JSON lines with tokens_per_expert. Every layer gets its Gini coefficient, its busiest expert
-    and how its curve is bent. Exit status 1 where a Gini coefficient is off by more than 0.02 or a busiest
-    expert by more than 10 %.
+    and how its curve is bent. Exit status 1 where a Gini coefficient is off by more than 0.02, a busiest
+    expert by more than 10 %, or more than 10 % of the tokens are at another rank of popularity.
     """
     from clustersim.study.gating_fit import fit, read, summary, the_only, write
 

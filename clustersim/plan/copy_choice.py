@@ -2,24 +2,20 @@
 
 Every entry of COPY_CHOICES spreads each source's tokens for an expert over the expert's copies and keeps
 their number. Round robin and nearest first are what a sender can do by itself. Least loaded knows what
-all senders have: the best that one could do, as a linear program per batch does it.
+all senders have: no choice leaves the busiest rank fewer tokens, as a linear program per batch finds it.
 
 Source   of the last: DeepSeek's LPLB, https://github.com/deepseek-ai/LPLB
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from clustersim.errors import pick
 
 CopyChoice = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
-
-#: Rounds in which every expert is spread anew, given where the others went, at most. With a spare place on
-#: each of 64 to 256 ranks it takes some 20 to 40; after four the busiest rank may be 5 % too high.
-_ROUNDS = 1000
 
 
 def round_robin(counts: np.ndarray, copies: np.ndarray, near: np.ndarray, slots: int) -> np.ndarray:
@@ -35,15 +31,15 @@ def local_first(counts: np.ndarray, copies: np.ndarray, near: np.ndarray, slots:
 
 
 def least_loaded(counts: np.ndarray, copies: np.ndarray, near: np.ndarray, slots: int) -> np.ndarray:
-    """Tokens go where they leave all ranks as evenly loaded as the copies allow. Shapes as above.
+    """The busiest rank gets as few tokens as the copies allow, to the token. Shapes as above.
 
-    Expert by expert, its tokens are poured onto the ranks that hold it until these stand level; in
-    further rounds again, with the others' tokens where they are. Squares of the ranks' loads only fall
-    by this, towards the one least maximum. Tokens of the first sources go to the first copies: sources
-    and copies stand in the same order of ranks, so that many stay near.
+    Every expert begins whole on one copy; only what a rank has too much moves on, to other copies of its
+    experts. So a copy that is not needed gets no tokens, and its weights are not read. Ranks below the
+    busiest may differ: a layer waits for the busiest. Tokens of the first sources go to the first copies:
+    sources and copies stand in the same order of ranks, so that many stay near.
     """
     total = counts.sum(axis=0).astype(np.int64)
-    share = _levelled(total, copies, np.arange(len(copies)) // slots)
+    share = _least_busiest(total, copies, np.arange(len(copies)) // slots)
     return _cut(counts, copies, share)
 
 
@@ -85,68 +81,84 @@ def _by_expert(copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.searchsorted(copies[order], np.arange(int(copies.max()) + 1))
 
 
-def _levelled(total: np.ndarray, copies: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """int64[C] tokens for every copy. total int[E]; rank int[C] who holds it."""
-    order, begins = _by_expert(copies)
-    places = [part.tolist() for part in np.split(order, begins[1:])]
-    load = [0] * (int(rank.max()) + 1)
-    holder, tokens = rank.tolist(), total.tolist()
-    share = [0] * len(copies)
-    several = []
-    for expert, held in enumerate(places):
-        if len(held) == 1:
-            share[held[0]] = tokens[expert]
-            load[holder[held[0]]] += tokens[expert]
-        elif tokens[expert]:
-            several.append(expert)
-    several.sort(key=lambda expert: -tokens[expert] / len(places[expert]))
-    for turn in range(_ROUNDS):
-        moved = False
-        for expert in several:
-            held = places[expert]
-            ranks = [holder[place] for place in held]
-            old, before = [share[place] for place in held], _unevenness(ranks, load)
-            _add(load, ranks, [-amount for amount in old])
-            new = _poured(tokens[expert], ranks, load)
-            _add(load, ranks, new)
-            # What is as level as before stays, or experts would hand a token round for ever.
-            if turn and _unevenness(ranks, load) >= before:
-                _add(load, ranks, [was - amount for was, amount in zip(old, new, strict=True)])
-                continue
-            moved = True
-            for place, amount in zip(held, new, strict=True):
-                share[place] = amount
-        if not moved:
-            break
-    return np.array(share, dtype=np.int64)
+def _least_busiest(total: np.ndarray, copies: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """int64[C] tokens for every copy. total int[E]; rank int[C] who holds it.
 
-
-def _unevenness(ranks: Sequence[int], load: Sequence[int]) -> int:
-    """Sum of squared loads of some ranks: with the same tokens on them, less is more level."""
-    return sum(load[rank] ** 2 for rank in set(ranks))
-
-
-def _add(load: list[int], ranks: Sequence[int], amounts: Sequence[int]) -> None:
-    for rank, amount in zip(ranks, amounts, strict=True):
-        load[rank] += amount
-
-
-def _poured(amount: int, ranks: Sequence[int], load: Sequence[int]) -> list[int]:
-    """How much of an amount each of some ranks gets, so that the least loaded end up level.
-
-    Of several copies on one rank the first gets all: they are one to the level.
+    A maximum flow along shortest paths of copies, from ranks above a bound to ranks below it. Where one
+    stays above, the ranks that it reaches hold nothing that others could serve: their mean is the least
+    possible bound, and the flow goes on with that.
     """
-    first = {rank: n for n, rank in reversed(list(enumerate(ranks)))}
-    order = sorted(first, key=lambda rank: (load[rank], first[rank]))
-    level, wet = amount + load[order[0]], 1
-    while wet < len(order) and level > wet * load[order[wet]]:
-        level += load[order[wet]]
-        wet += 1
-    each, over = divmod(level, wet)
-    found = [0] * len(ranks)
-    for n, rank in enumerate(order[:wet]):
-        found[first[rank]] = each + (n < over) - load[rank]
-    return found
+    spread = _Spread(total.tolist(), copies, rank.tolist())
+    bound = -(-sum(spread.load) // len(spread.load))
+    while max(spread.load) > bound:
+        busiest = spread.load.index(max(spread.load))
+        came = spread.reached(busiest, bound)
+        last = next(reversed(came))
+        if spread.load[last] < bound:
+            spread.shift(came, last, bound)
+        else:
+            bound = -(-sum(spread.load[held] for held in came) // len(came))
+    return np.array(spread.share, dtype=np.int64)
+
+
+class _Spread:
+    """Tokens on copies, under way.
+
+    share   int[C] tokens of each copy
+    load    int[EP] tokens of each rank
+    others  [EP] copies on each rank that may hand tokens on, each with the copies that may take them
+    """
+
+    def __init__(self, tokens: Sequence[int], copies: np.ndarray, holder: Sequence[int]) -> None:
+        order, begins = _by_expert(copies)
+        places = [part.tolist() for part in np.split(order, begins[1:])]
+        ranks = max(holder) + 1
+        self.holder, self.share, self.load = holder, [0] * len(copies), [0] * ranks
+        self.others: list[list[tuple[int, list[int]]]] = [[] for _ in range(ranks)]
+        # Experts without a choice first, then the heaviest, each onto the least loaded of its ranks.
+        for expert in sorted(range(len(places)), key=lambda e: (len(places[e]) > 1, -tokens[e])):
+            # Of several copies on one rank the first gets all.
+            held = list({holder[place]: place for place in reversed(places[expert])}.values())[::-1]
+            place = min(held, key=lambda at: self.load[holder[at]])
+            self.share[place] = tokens[expert]
+            self.load[holder[place]] += tokens[expert]
+            if len(held) > 1 and tokens[expert]:
+                for one in held:
+                    self.others[holder[one]].append((one, [at for at in held if at != one]))
+
+    def reached(self, rank: int, bound: int) -> dict[int, tuple[int, int]]:
+        """Rank → the copies from and to which tokens came on the way there, nearest ranks first.
+
+        It ends with the first rank below the bound, if there is one.
+        """
+        came = {rank: (-1, -1)}
+        edge = [rank]
+        for here in edge:
+            for place, others in self.others[here]:
+                if not self.share[place]:
+                    continue
+                for other in others:
+                    there = self.holder[other]
+                    if there in came:
+                        continue
+                    came[there] = (place, other)
+                    if self.load[there] < bound:
+                        return came
+                    edge.append(there)
+        return came
+
+    def shift(self, came: Mapping[int, tuple[int, int]], last: int, bound: int) -> None:
+        """Hands on tokens along the way to the last rank, as many as it has room for and all can give."""
+        way, rank = [], last
+        while came[rank][0] >= 0:
+            way.append(came[rank])
+            rank = self.holder[came[rank][0]]
+        amount = min(self.load[rank] - bound, bound - self.load[last], *(self.share[give] for give, _ in way))
+        for give, take in way:
+            self.share[give] -= amount
+            self.share[take] += amount
+        self.load[rank] -= amount
+        self.load[last] += amount
 
 
 def _cut(counts: np.ndarray, copies: np.ndarray, share: np.ndarray) -> np.ndarray:

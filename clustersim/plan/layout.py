@@ -148,10 +148,15 @@ def expected_load(scenario: Scenario, step: int = 0) -> np.ndarray:
 
 
 def hottest_rank(scenario: Scenario, layout: Layout) -> int:
-    """The rank whose experts are expected to get most tokens over all layers, copies of an expert an equal
-    share each; ties to the lowest. 0 for a model without experts."""
+    """The first of `hottest_ranks`; 0 for a model without experts."""
+    return next(iter(hottest_ranks(scenario, layout)), 0)
+
+
+def hottest_ranks(scenario: Scenario, layout: Layout) -> list[int]:
+    """The ranks whose experts are expected to get most tokens over all layers, copies of an expert an equal
+    share each; several where these tie, none for a model without experts."""
     if not scenario.model.experts:
-        return 0
+        return []
     load = expected_load(scenario)
     stages = scenario.deployment.pipeline_parallel
     share = np.zeros((stages, scenario.deployment.expert_parallel))
@@ -162,8 +167,9 @@ def hottest_rank(scenario: Scenario, layout: Layout) -> int:
                 each = load[layer] / np.bincount(held, minlength=load.shape[1])
                 share[stage] += each[held].reshape(-1, layout.slots).sum(axis=1)
     # What is dealt evenly differs in its last bits only.
-    hottest = np.argmax(share > share.max() * (1 - 1e-9))
-    return int(layout.groups.ep[:, 0].ravel()[hottest])
+    hottest = np.flatnonzero(share > share.max() * (1 - 1e-9))
+    found: list[int] = layout.groups.ep[:, 0].ravel()[hottest].tolist()
+    return found
 
 
 def _near(ep: np.ndarray, domain: np.ndarray, slots: int) -> np.ndarray:

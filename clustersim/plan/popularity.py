@@ -69,7 +69,13 @@ def load_shares(gating: Gating, model: Model, seed: int, step: int = 0) -> np.nd
 
 
 def stand_ins(gating: Gating, model: Model) -> list[str]:
-    """Sentences on what fitted or measured popularity stands for: which layers, of how many choices."""
+    """Sentences on what popularity stands for where it is not what was asked for or measured.
+
+    That is: a Zipf law cut to what an expert can get; fitted or measured layers that stand for others, or
+    have other choices.
+    """
+    if gating.skew == "zipf":
+        return _cut_zipf(gating, model)
     if gating.skew == "fitted":
         return _standing(sorted(curve.layer for curve in gating.layers), "fitted", model)
     if gating.skew != "replayed" or not gating.content:
@@ -84,6 +90,23 @@ def stand_ins(gating: Gating, model: Model) -> list[str]:
             "added up."
         )
     return notes
+
+
+def _cut_zipf(gating: Gating, model: Model) -> list[str]:
+    """A sentence on a Zipf law whose first experts would get more than an expert can."""
+    if not model.experts:
+        return []
+    wished = _power_law(model.experts, gating.exponent)
+    most = 1.0 / model.top_k
+    if wished[0] <= most * (1 + 1e-9):
+        return []
+    full = int((capped(wished, model.top_k) >= most * (1 - 1e-9)).sum())
+    cut = "first expert is cut to that" if full == 1 else f"first {full} experts get just that"
+    return [
+        f"No expert can get more than 1/{model.top_k} of a layer's choices (top-{model.top_k}), "
+        f"{most * model.experts:.2f} x the mean: the Zipf law's {cut}, where the law asks for "
+        f"{wished[0] * model.experts:.2f} x for the first, and what is cut off goes to the others."
+    ]
 
 
 def _standing(known: Sequence[int], what: str, model: Model) -> list[str]:
@@ -135,8 +158,12 @@ def _flat(gating: Gating, experts: int, top_k: int) -> np.ndarray:
 
 
 def _zipf(gating: Gating, experts: int, top_k: int) -> np.ndarray:
-    weight = np.arange(1, experts + 1, dtype=float) ** -gating.exponent
-    return capped(weight / weight.sum(), top_k)
+    return capped(_power_law(experts, gating.exponent), top_k)
+
+
+def _power_law(experts: int, exponent: float) -> np.ndarray:
+    weight = np.arange(1, experts + 1, dtype=float) ** -exponent
+    return np.asarray(weight / weight.sum())
 
 
 def _wished(gating: Gating, experts: int, top_k: int) -> np.ndarray:
@@ -184,6 +211,9 @@ def _peaked(weight: np.ndarray, top_k: int, peak: float) -> np.ndarray:
     if not peak:
         return capped(share, top_k)
     most = min(peak / len(share), 1.0 / top_k)
+    if most >= 1.0:
+        # One expert has it all: nothing is left to be shared out.
+        return np.asarray(np.arange(len(share)) == share.argmax(), dtype=float)
     hottest = int(share.argmax())
     if share[hottest] < most:
         rest = np.delete(share, hottest)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from clustersim.report.page import put_line, put_section, said_share
+from clustersim.report.page import put_line, put_paragraph, put_section, said_share
 
 _BARS = "▁▂▃▄▅▆▇█"
 #: Layers of a scenario that are shown; all of them are in the JSON.
@@ -54,11 +54,26 @@ def show_fits(found: Mapping[str, Any], console: Console) -> None:
 def _put_remarks(one: Mapping[str, Any], within: Mapping[str, float], console: Console) -> None:
     if not one["kept"]:
         gini, peak = f"{within['gini']:g}", said_share(within["max_over_mean"])
-        put_line(console, f"  !  Gini off by more than {gini}, or max/mean by more than {peak}", "red")
+        misplaced = said_share(within["misplaced"])
+        put_line(console, f"  !  Gini off by more than {gini}, max/mean by more than {peak},", "red")
+        put_line(console, f"     or more than {misplaced} of the tokens at another rank of popularity", "red")
+        _put_chance([row for row in one["layers"] if not row["kept"]], within, console)
     again = one["named_again"]
     if again:
         rows = "1 row of the file names" if again == 1 else f"{again:,} rows of the file name"
         put_line(console, f"  {rows} an expert of a layer once more; such counts are added up")
+
+
+def _put_chance(missed: Sequence[Mapping[str, Any]], within: Mapping[str, float], console: Console) -> None:
+    """That so few tokens are mostly noise, where they are."""
+    chance = max(row["chance_gini"] for row in missed)
+    if chance <= within["gini"]:
+        return
+    said = (
+        "So few tokens are mostly noise: experts that are all alike would show a Gini coefficient of some "
+        f"{chance:.2f} by chance alone, and what is drawn cannot be more even. Count more tokens."
+    )
+    put_paragraph(console, "     ", said)
 
 
 def show_gating(found: Mapping[str, Any], console: Console) -> None:
@@ -73,7 +88,7 @@ def show_gating(found: Mapping[str, Any], console: Console) -> None:
     else:
         _put_layers(found["layers"], console)
     for note in found["notes"]:
-        put_line(console, f"  {note}")
+        put_paragraph(console, "  ", note)
     if len(found["steps"]) > 1:
         moved = [
             [

@@ -130,12 +130,22 @@ def show_breaking_row(row: Found, console: Console) -> None:
         put_paragraph(console, "    but ", doubt)
 
 
+_OF_COPIES = (
+    "+ 1, + 2: spare places per rank. Tokens go to those of an expert's copies that leave the busiest rank "
+    'the fewest of them (copy_choice = "least_loaded"). A rank reads the weights of every copy that gets '
+    "tokens, and of no other: with few tokens per expert, as in decode, a copy can cost more than the tokens "
+    "that it takes over."
+)
+
+
 def show_help(found: Found, console: Console) -> None:
     """Which placement of experts keeps the bound, case by case: p99 step ÷ that of even load."""
     places = found["placements"]
     rows = [[row["case"], *(_help_cell(cell) for cell in row["cells"])] for row in found["rows"]]
     names = [place["placement"] for place in places]
     put_section(console, "What would help: p99 step / balanced, * where the bound is missed", names, rows)
+    if any("+" in name for name in names):
+        put_paragraph(console, "  ", _OF_COPIES)
     summary = [
         [
             one["placement"],

@@ -76,8 +76,9 @@ class Experts(Value):
     slots_by_layer  what that file says: one list per layer, or per layer with experts, or one for
                  all, of the expert in each place, those of the first EP rank first
     copy_choice  which copy serves a token: round_robin over all; local_first (same rank, else
-                 same server, else all); least_loaded: as leaves the ranks most evenly loaded, with
-                 all senders' tokens known
+                 same server, else all); least_loaded: the busiest rank gets as few tokens as the
+                 copies allow, with all senders' tokens known, and a copy that this does not need gets
+                 none: its weights are not read
     service      grouped: one grouped product over what is served; by_expert: one product per expert
     combine_format  number format in which expert outputs come back, if it is no narrower than the
                     model's: libraries that dispatch fp8 combine bf16

@@ -28,6 +28,7 @@ from clustersim.spec.documents import (
     read_document,
 )
 from clustersim.spec.hardware import Gpu, Server, TopologySpec
+from clustersim.spec.labels import relabelled
 from clustersim.spec.model import Model
 from clustersim.spec.placements import NAMED, with_placement
 from clustersim.spec.quantities import Value
@@ -89,7 +90,7 @@ def _read(shown: str, overrides: Sequence[str]) -> Scenario:
     root = resolver.scenario(document, values)
     for text in overrides:
         root = _overridden(root, text, Document(shown, main.parent, command_line=True), resolver)
-    root = resolver.replayed(with_placement(root, resolver))
+    root = resolver.replayed(with_placement(relabelled(root, document), resolver))
     scenario, found = _validated(plain(root), resolver.broken)
     if () not in resolver.broken:  # or a default would be taken for what the unread file chooses
         wrong = {place for place, _ in found}

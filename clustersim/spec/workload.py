@@ -160,7 +160,8 @@ class Beside(Value):
 
     Faults of the hottest GPU befall the same GPU in both runs: the one that is hottest in the scenario.
 
-    label   what it is, in a few words
+    label   what it is, in a few words; where an option, or a file that extends this one, changes the
+            gating and not the label, the keys of the gating take its place
     gating  in place of the scenario's
     """
 

@@ -12,15 +12,17 @@ import numpy as np
 
 from clustersim.errors import ClustersimError, nearest
 from clustersim.plan.conditional import counts, log_odds, suffixes
-from clustersim.plan.popularity import fitted_curve, gini, load_shares, settled, stand_ins
+from clustersim.plan.popularity import fitted_curve, gini, load_shares, settled
 from clustersim.seeds import stream
 from clustersim.spec.documents import DocumentError
 from clustersim.spec.routing import NoSuchMeasurement, Routing, choose, listed, read_routing
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import LayerCurve
+from clustersim.study.idle import gating_notes
 
-#: A fit is good where the Gini coefficient is off by at most this, and the busiest expert by this share.
-GINI_WITHIN, PEAK_WITHIN = 0.02, 0.10
+#: A fit is good where the Gini coefficient is off by at most this, the busiest expert by this share, and no
+#: more than this share of the tokens is at another rank of popularity.
+GINI_WITHIN, PEAK_WITHIN, MISPLACED_WITHIN = 0.02, 0.10, 0.10
 #: Bends that are tried, and the points of a rank curve that are shown.
 _BENDS = np.linspace(-1.5, 1.5, 31)
 _POINTS = 16
@@ -136,7 +138,7 @@ def _draw(
 
 def summary(fits: Sequence[Fit], path: Path) -> dict[str, Any]:
     """What `clustersim gating fit --json` prints: measured beside fitted, layer by layer."""
-    within = {"gini": GINI_WITHIN, "max_over_mean": PEAK_WITHIN}
+    within = {"gini": GINI_WITHIN, "max_over_mean": PEAK_WITHIN, "misplaced": MISPLACED_WITHIN}
     return {"file": str(path), "within": within, "measurements": [_measurement(one) for one in fits]}
 
 
@@ -147,6 +149,7 @@ def _measurement(one: Fit) -> dict[str, Any]:
         off = abs(measured["gini"] - fitted["gini"])
         peak = abs(fitted["max_over_mean"] / measured["max_over_mean"] - 1.0)
         by_rank = [_by_rank(counts) for counts in (one.routing.counts[at], one.drawn[at])]
+        misplaced = float(np.abs(by_rank[0] - by_rank[1]).mean() / 2)
         layers.append(
             {
                 "layer": curve.layer,
@@ -155,8 +158,9 @@ def _measurement(one: Fit) -> dict[str, Any]:
                 "parameters": curve.model_dump(),
                 "gini_error": off,
                 "max_over_mean_error": peak,
-                "misplaced": float(np.abs(by_rank[0] - by_rank[1]).mean() / 2),
-                "kept": bool(off <= GINI_WITHIN and peak <= PEAK_WITHIN),
+                "misplaced": misplaced,
+                "chance_gini": _chance_gini(one.routing.counts[at]),
+                "kept": bool(off <= GINI_WITHIN and peak <= PEAK_WITHIN and misplaced <= MISPLACED_WITHIN),
             }
         )
     return {
@@ -170,6 +174,16 @@ def _measurement(one: Fit) -> dict[str, Any]:
         "worst_misplaced": max(row["misplaced"] for row in layers),
         "kept": all(row["kept"] for row in layers),
     }
+
+
+def _chance_gini(measured: np.ndarray) -> float:
+    """Gini coefficient that chance alone gives about as many tokens to experts that are all alike.
+
+    Of a normal distribution it is its standard deviation over its mean and the root of pi; counts of m
+    tokens scatter by the root of m.
+    """
+    experts = len(measured)
+    return float(np.sqrt((1.0 - 1.0 / experts) / (np.pi * max(float(measured.mean()), 1e-9))))
 
 
 def _by_rank(load: np.ndarray) -> np.ndarray:
@@ -257,7 +271,7 @@ def look(scenario: Scenario) -> dict[str, Any]:
             for layer in layers
         ],
         "steps": moves,
-        "notes": stand_ins(gating, model),
+        "notes": gating_notes(scenario),
     }
 
 

@@ -23,7 +23,6 @@ from clustersim.plan.parameters import (
     expert_parameters,
     total_parameters,
 )
-from clustersim.plan.popularity import stand_ins
 from clustersim.plan.stepgraph import StepGraph
 from clustersim.plan.topology import summary as topology_summary
 from clustersim.serving.arrivals import requests
@@ -36,6 +35,7 @@ from clustersim.spec.placement_checks import EXPERT_CHECKS
 from clustersim.spec.reading import read_catalogue
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.schema import json_schema
+from clustersim.study.idle import idle
 
 #: Expert policies beside the scenario's own that a preview reckons.
 _COMPARED = ("contiguous", "balanced", "eplb", "eplb_hierarchical", "packed")
@@ -242,5 +242,5 @@ def _notes(scenario: Scenario, layout: Layout) -> list[str]:
             "Links go down in this scenario, and flows then take other paths; the network bound is that of "
             "the usual paths. A run reckons each step's bound from the paths that were taken."
         )
-    notes += stand_ins(scenario.gating, model)
+    notes += idle(scenario, layout)
     return [*notes, *filter(None, [left_out(layout.topology, scenario.network.startup)])]

@@ -16,11 +16,11 @@ from clustersim.errors import ClustersimError, Mistake, ResultError, ScenarioErr
 from clustersim.physics.fidelity import wait as wait
 from clustersim.plan.layout import Layout, hottest_rank, lay_out
 from clustersim.plan.memory import does_not_fit, pass_tokens, slots_of
-from clustersim.plan.popularity import stand_ins
 from clustersim.spec.reading import gpu_of, read_scenario
 from clustersim.spec.scenario import Scenario
 from clustersim.spec.workload import Fault, TraceLevel
 from clustersim.spec.writing import scenario_hash, to_toml, toml_value
+from clustersim.study.idle import idle
 from clustersim.trace.record import Recorder, Trace
 from clustersim.trace.results import SCENARIO, beside, check_place, newest, read_summary, write_result
 from clustersim.trace.spill import Spill
@@ -176,7 +176,7 @@ def run_scenario(
         "phase": scenario.workload.phase,
         "claimed": dict(scenario.claimed) if scenario.claimed else None,
         "scenario": to_toml(scenario),
-        "gating": " ".join(stand_ins(scenario.gating, scenario.model)),
+        "idle": idle(scenario, layout),
     }
     spill = Spill(folder and beside(folder))
     try:

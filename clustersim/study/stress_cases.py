@@ -303,7 +303,8 @@ STRESSES: Mapping[str, Stress] = {
 def placed(scenario: Scenario, policy: str, spare: int = 0) -> tuple[str, ...]:
     """Overrides: that expert policy with so many spare places per rank, whatever the file's own holds.
 
-    Copies are chosen by least load where there are any.
+    Where there are copies, `least_loaded` chooses among them: what a placement can give, not what senders
+    make of it, and without reading copies that are not needed.
     """
     experts = scenario.deployment.experts
     stated = {key: value for key, value in HELD_ONCE.items() if key not in ("policy", "spare")}

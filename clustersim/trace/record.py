@@ -306,7 +306,7 @@ class Trace:
 
     tables  table → column → array of equal length; columns as in TABLES
     facts   JSON values: name, scenario_hash, seed, simulated_seconds, operators, events, startup, prices,
-            scenario (its resolved TOML text), claimed
+            scenario (its resolved TOML text), claimed, idle (sentences on what the run never comes to)
     """
 
     tables: Mapping[str, Columns]
