@@ -12,6 +12,7 @@ from clustersim.analysis.schema import SCHEMA_VERSION
 from clustersim.analysis.summary import summarize
 from clustersim.errors import ResultError, nearest
 from clustersim.trace import files
+from clustersim.trace.plain import check_regular
 from clustersim.trace.record import Trace
 from clustersim.trace.results import SCENARIO, SUMMARY, TRACE, newest, read_summary
 
@@ -97,7 +98,7 @@ def _opened(folder: Path) -> Opened:
         raise ResultError(
             f"{folder}: {SUMMARY} tells of scenario {theirs}, {TRACE}/ of {ours}: parts of two results"
         )
-    return Opened(folder, _today(summary, trace), _scenario(folder, trace), trace)
+    return Opened(folder, _today(summary, trace), _scenario(folder), trace)
 
 
 def _today(summary: dict[str, Any], trace: Trace) -> dict[str, Any]:
@@ -109,12 +110,13 @@ def _today(summary: dict[str, Any], trace: Trace) -> dict[str, Any]:
     return {**summarize(trace), **beside}
 
 
-def _scenario(folder: Path, trace: Trace) -> str:
+def _scenario(folder: Path) -> str:
     path = folder / SCENARIO
+    check_regular(path)
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return str(trace.facts.get("scenario", ""))
+        raise ResultError(f"{path}: missing; the result is not whole") from None
     except (OSError, ValueError) as error:
         raise ResultError(f"{path}: damaged: {error}") from error
 

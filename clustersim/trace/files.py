@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clustersim.errors import ResultError
-from clustersim.trace.plain import json_text, read_json
+from clustersim.trace.plain import check_regular, json_text, read_json
 from clustersim.trace.record import TABLES, Columns, Text, Trace
 
 #: Changed whenever a table or column changes its meaning.
@@ -258,6 +258,7 @@ def _read_facts(path: Path) -> tuple[int, dict[str, Any]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    check_regular(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
