@@ -92,16 +92,18 @@ def _timed(command: Command) -> Command:
 @JSON
 def summary(result: str | None, as_json: bool) -> None:
     """The run in a page, as `clustersim run` printed it, and what was recorded."""
-    from clustersim.study.inspecting import open_result
+    from clustersim.study.inspecting import open_result, telling
     from clustersim.study.views import summary_view
 
-    found = summary_view(open_result(result))
+    opened = open_result(result)
+    found = summary_view(opened)
     if as_json:
         print_json(found)
         return
     from clustersim.report.views import show_summary
 
-    print_page(lambda console: show_summary(found, console))
+    with telling(opened):
+        print_page(lambda console: show_summary(found, console))
 
 
 @trace.command()
