@@ -537,14 +537,15 @@ def test_a_window_holds_nothing_of_steps_outside(result: Opened, tmp_path: Path)
     assert max(time for points in read.counters.values() for time, _ in points) <= cut
 
 
-def test_without_spans_steps_and_counters_remain(tmp_path: Path) -> None:
+def test_without_spans_there_is_no_timeline_but_there_are_tables(tmp_path: Path) -> None:
     result = opened(tmp_path, small("sums"))
     for name in ("a.pftrace", "a.json"):
-        found = export(result, Wanted(), tmp_path / name)
-        assert found["spans"] == 0 and found["points"] > 0
-        assert "trace.level=spans" in found["notes"][0]
-    read = read_perfetto(tmp_path / "a.pftrace")
-    assert {one.category for one in read.slices} == {"run", "steps", "token batches"}
+        with pytest.raises(ResultError, match=r"no spans were recorded.*trace\.level=spans"):
+            export(result, Wanted(), tmp_path / name)
+        assert not (tmp_path / name).exists()
+    found = export(result, Wanted("csv"), tmp_path / "tables")
+    assert found["spans"] == 0 and found["rows"]["sums"] > 0
+    assert "trace.level=spans" in found["notes"][0]
 
 
 def test_what_was_not_recorded_is_said(result: Opened, tmp_path: Path) -> None:

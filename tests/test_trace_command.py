@@ -7,13 +7,17 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from inspected import saved, small
 
-from clustersim.analysis.query import _SETTINGS, query
+from clustersim.analysis.query import query
 from clustersim.analysis.utilization import STATES
 from clustersim.cli import _status
 from clustersim.errors import ClustersimError, ResultError
@@ -30,6 +34,11 @@ VIEWS: dict[str, tuple[str, ...]] = {
     "stragglers": (),
     "slice": ("--gpu", "0"),
 }
+
+ENDLESS = (
+    "select count(*) from range(1000000) a, range(1000000) b, range(1000000) c where a.range < b.range",
+    "with recursive t as (select 1 as n union all select n + 1 from t) select count(*) from t",
+)
 
 
 @pytest.fixture(scope="module")
@@ -375,10 +384,39 @@ def test_a_column_that_is_a_word_of_sql_is_told_to_be_quoted(place: Path) -> Non
         query(place / "trace", "select end from spans")
 
 
-def test_a_query_that_needs_too_much_memory_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_SETTINGS, "memory_limit", "64MiB")
-    with pytest.raises(ClustersimError, match=r"needs more than 64MiB"):
-        query(place / "trace", "select list(a.range || repeat('x', 1000)) from range(1000000) a")
+@pytest.mark.parametrize(
+    "text",
+    [
+        # DuckDB's own limit, and two that it does not count: many long texts, and one.
+        "select list(a.range || repeat('x', 1000)) from range(10000000) a",
+        "select repeat('x', 50000000) from range(1000)",
+        "select length(repeat('x', 4000000000)) + length(repeat('y', 4000000000))",
+    ],
+)
+def test_a_query_that_needs_too_much_memory_is_refused(place: Path, text: str) -> None:
+    with pytest.raises(ClustersimError, match=r"needs more than 2GiB of memory"):
+        query(place / "trace", text)
+
+
+@pytest.mark.parametrize("text", ENDLESS)
+def test_a_query_that_takes_too_long_is_ended(call: Any, place: Path, text: str) -> None:
+    said = refused(call, "sql", text, "--seconds", "0.5")
+    assert "not answered within 0.5 s" in said and "--seconds" in said
+
+
+@pytest.mark.parametrize("text", ENDLESS)
+def test_an_interrupted_query_ends_with_130(place: Path, text: str) -> None:
+    command = [sys.executable, "-m", "clustersim.cli", "trace", "sql", text]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        # Not before the query runs, in a process of its own.
+        deadline = time.monotonic() + 60
+        while not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().strip():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err.strip()) == (130, "interrupted")
 
 
 def test_a_folder_may_be_called_as_one_likes_but_for_patterns(place: Path) -> None:
@@ -392,3 +430,47 @@ def test_a_damaged_table_is_told_by_its_file(place: Path) -> None:
     cut(place)
     with pytest.raises(ResultError, match=r"spans\.parquet: damaged"):
         query(place / "trace", "select * from spans")
+
+
+# ---- what is no whole result ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", [*VIEWS, "bounds"])
+@pytest.mark.parametrize("part", ["trace/spans.parquet", "trace/facts.json", "scenario.toml"])
+def test_a_pipe_in_the_place_of_a_file_is_refused(call: Any, place: Path, view: str, part: str) -> None:
+    (place / part).unlink()
+    os.mkfifo(place / part)
+    said = refused(call, view, *VIEWS.get(view, ()))
+    assert f"{part}: damaged: not a regular file" in said
+
+
+@pytest.mark.parametrize("words", [("gpus",), ("why", "0"), ("sql", "select 1"), ("bounds",)])
+def test_a_result_without_its_scenario_is_not_whole(call: Any, place: Path, words: tuple[str, ...]) -> None:
+    (place / "scenario.toml").unlink()
+    assert "scenario.toml: missing; the result is not whole" in refused(call, *words)
+
+
+def test_copies_are_sorted_by_what_is_asked(call: Any, place: Path) -> None:
+    def copies(*more: str) -> list[Any]:
+        found: list[Any] = json.loads(call("experts", "--json", *more)[1])["copies"]
+        return found
+
+    own = [copy["wait"]["behind"] + copy["service"] for copy in copies()]
+    assert own == sorted(own, reverse=True) and len(set(own)) > 1
+    for name in ("load", "service"):
+        values = [copy[name] for copy in copies("--sort", name)]
+        assert values == sorted(values, reverse=True)
+    for name, key in (("wait", "mean"), ("behind", "behind")):
+        values = [copy["wait"][key] for copy in copies("--sort", name)]
+        assert values == sorted(values, reverse=True)
+    for copy in copies():
+        wait = copy["wait"]
+        assert wait["coming"] + wait["behind"] == pytest.approx(wait["mean"], abs=1e-12)
+    assert '--sort: "lod" is not known (did you mean "load"?)' in refused(call, "experts", "--sort", "lod")
+
+
+def test_an_operator_that_is_none_is_answered_by_those_that_ranks_waited_in(call: Any, place: Path) -> None:
+    waited = [one["operator"] for one in json.loads(call("stragglers", "--json")[1])["operators"]]
+    said = refused(call, "stragglers", "--operator", f"{waited[-1]}x")
+    offered = said.strip().partition("ranks waited for others in ")[2].split(", ")
+    assert sorted(offered) == sorted(waited) and offered[0] == waited[-1]

@@ -27,6 +27,9 @@ _LONGEST_VALUE = 160
 #: Keys of a scenario that change nothing in what happens.
 _ABOUT = ("name", "description", "claimed", "beside")
 
+#: Tables of a scenario that say what a deployment is put to.
+_ASKED = ("workload", "gating", "faults")
+
 Record = Mapping[str, Any]
 
 
@@ -397,6 +400,12 @@ def _notes(sides: Sequence[Side]) -> Iterator[str]:
             yield (
                 f"{first.letter} ran {_said(first.phases)}, {other.letter} {_said(other.phases)}: what mixes "
                 "phases (throughput, all steps, exposed exchange) is not compared."
+            )
+        asked = [key for key in _ASKED if first.scenario.get(key) != other.scenario.get(key)]
+        if asked:
+            yield (
+                f"{pair} were not put to the same test, their {' and '.join(asked)} differ: part of the "
+                "differences may be due to that and not to how they are deployed."
             )
         yield from _seed_notes(first, other)
         unknown = {

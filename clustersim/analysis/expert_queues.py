@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,32 @@ from clustersim.analysis.columns import ratio
 from clustersim.analysis.latency import numbers, words
 from clustersim.trace.record import Columns, Trace
 
+_WAITS = ("mean", "behind", "p99", "max")
 
-def copies(trace: Trace) -> list[dict[str, Any]]:
-    """Every expert copy over the run, by layer, rank, slot and expert; that which waits longest first.
+#: What copies may be sorted by, the most first → how much of it a copy has.
+ORDERS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    # What the copy and its rank do. Waiting for tokens still to come is longest where few come, and the
+    # senders' doing.
+    "": lambda copy: (copy["wait"]["behind"] or 0.0) + copy["service"],
+    "load": lambda copy: float(copy["load"]),
+    "wait": lambda copy: float(copy["wait"]["mean"]),
+    "service": lambda copy: float(copy["service"]),
+    "behind": lambda copy: copy["wait"]["behind"] or 0.0,
+}
+
+
+def copies(trace: Trace, order: str = "") -> list[dict[str, Any]]:
+    """Every expert copy over the run, by layer, rank, slot and expert.
+
+    order     of ORDERS; by itself the one first whose tokens take longest from when all are there: behind
+              other work, and in service
 
     passes    token batches in which the copy was there
     tokens    that came for it; load: these ÷ the mean of the copies in its layer
     length    tokens in its queue when service began, mean and max over the passes that brought some
-    wait      s that a token waited: mean over its tokens, the largest p99 of its passes, and max
+    wait      s that a token waited: mean over its tokens, the largest p99 of its passes, and max; of the
+              mean coming, for tokens still to come that are served together with it, and behind, behind other
+              work of the rank; these are None where an older version recorded the run
     service   s from beginning to end of the service, mean over the passes that brought some
     Returns   [] where no expert was at work
     """
@@ -40,8 +60,8 @@ def copies(trace: Trace) -> list[dict[str, Any]]:
         "load": ratio(tokens, in_layer[layer]),
         **found,
     }
-    order = np.lexsort((expert, slot, rank, layer, -tokens, -found["wait_mean"]))
-    return [_entry(row) for row in zip(*(column[order].tolist() for column in columns.values()), strict=True)]
+    entries = [_entry(row) for row in zip(*(column.tolist() for column in columns.values()), strict=True)]
+    return sorted(entries, key=lambda copy: (-ORDERS[order](copy), -copy["tokens"]))
 
 
 def layers(trace: Trace) -> list[dict[str, Any]]:
@@ -76,7 +96,7 @@ def layers(trace: Trace) -> list[dict[str, Any]]:
                     "load": float(kind.max() / kind.mean()) if kind.sum() else 0.0,
                 },
                 "length": {"mean": float(found["length_mean"][at]), "max": int(found["length_max"][at])},
-                "wait": {key: float(found[f"wait_{key}"][at]) for key in ("mean", "p99", "max")},
+                "wait": _waits(*(float(found[f"wait_{key}"][at]) for key in _WAITS)),
                 "service": float(found["service"][at]),
             }
         )
@@ -121,6 +141,7 @@ class _Grouped:
             "length_mean": ratio(self.sum(np.where(some, numbers(table, "length"), 0)), busy),
             "length_max": self.max(numbers(table, "length")).astype(np.int64),
             "wait_mean": ratio(self.sum(numbers(table, "wait")), self.sum(tokens)),
+            "wait_behind": ratio(self.sum(numbers(table, "behind")), self.sum(tokens)),
             "wait_p99": self.max(numbers(table, "wait_p99")),
             "wait_max": self.max(numbers(table, "wait_max")),
             "service": ratio(
@@ -130,7 +151,7 @@ class _Grouped:
 
 
 def _entry(row: tuple[Any, ...]) -> dict[str, Any]:
-    layer, rank, gpu, slot, expert, passes, tokens, load, mean_length, most, mean, p99, longest, service = row
+    layer, rank, gpu, slot, expert, passes, tokens, load, mean_length, most, *waits, service = row
     return {
         "layer": layer,
         "rank": rank,
@@ -141,9 +162,18 @@ def _entry(row: tuple[Any, ...]) -> dict[str, Any]:
         "tokens": tokens,
         "load": load,
         "length": {"mean": mean_length, "max": most},
-        "wait": {"mean": mean, "p99": p99, "max": longest},
+        "wait": _waits(*waits),
         "service": service,
     }
+
+
+def _waits(mean: float, behind: float, p99: float, longest: float) -> dict[str, float | None]:
+    known = not isnan(behind)
+    # The two add up to the mean but for roundoff.
+    coming = max(mean - behind, 0.0) if known else None
+    return {
+        "mean": mean, "coming": coming, "behind": behind if known else None, "p99": p99, "max": longest,
+    }  # fmt: skip
 
 
 def _imbalance(table: Columns) -> dict[int, float]:

@@ -1,14 +1,23 @@
 """SQL over the tables of a trace, straight from its Parquet files. The only door to DuckDB.
 
 What is asked may come from a stranger, and so may the trace: a query reads files of the trace's folder and
-nothing else, writes nothing, loads no extension, and has bounds on memory and rows.
+nothing else, writes nothing, loads no extension, and has bounds on time, memory and rows. It runs in a
+process of its own: DuckDB does not count long texts as memory and cannot stop while it makes one, but a
+process can be limited and ended.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+import resource
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +28,12 @@ from clustersim.trace.record import TABLES
 
 #: What DuckDB may hold in memory; a query that needs more fails and writes nothing to disk.
 MEMORY = "2GiB"
+#: Bytes that the process of a query may hold in all, and that its answer may have.
+_PROCESS, _ANSWER = 4 << 30, 1 << 30
+#: Time that a query may take, s, unless the caller says otherwise.
+SECONDS = 60.0
+#: More threads than this bring little, and each holds memory.
+_THREADS = 8
 #: Rows that an answer has at most, unless the caller says otherwise.
 MOST_ROWS = 1_000_000
 
@@ -29,6 +44,7 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "python_enable_replacements": "false",
     "memory_limit": MEMORY,
     "temp_directory": "",
+    "threads": min(os.cpu_count() or 1, _THREADS),
 }
 _TYPES = {"int32": "INTEGER", "int64": "BIGINT", "float64": "DOUBLE", "text": "VARCHAR"}
 _RESERVED = "end"
@@ -50,14 +66,79 @@ class Answer:
     cut: bool
 
 
-def query(folder: Path, sql: str, most_rows: int = MOST_ROWS) -> Answer:
+def query(folder: Path, sql: str, most_rows: int = MOST_ROWS, seconds: float = SECONDS) -> Answer:
     """The answer to one SELECT over the tables of a trace.
 
     folder     of the Parquet files; every table is a view of its name
     most_rows  how many rows are returned at most
-    Raises     ClustersimError for anything but one statement that reads, and for mistakes in it, with the
-               nearest names; ResultError where a file is damaged
+    seconds    how long it may take
+    Raises     ClustersimError for anything but one statement that reads, for mistakes in it, with the nearest
+               names, and for one that needs too much time or memory; ResultError where a file is damaged
     """
+    with _process(folder, sql, most_rows) as answers:
+        try:
+            # First that it has begun: loading DuckDB is not the query's time.
+            answers.recv()
+            if not answers.poll(seconds):
+                raise ClustersimError(
+                    f"sql: not answered within {seconds:g} s; ask for less, or allow more by --seconds"
+                )
+            found = answers.recv()
+        except EOFError:
+            # The system ends a process that cannot have the memory it needs.
+            raise _too_much() from None
+    if isinstance(found, ClustersimError):
+        raise found
+    if not isinstance(found, Answer):
+        raise RuntimeError(found)
+    return found
+
+
+@contextmanager
+def _process(folder: Path, sql: str, most_rows: int) -> Iterator[Connection]:
+    """What a process that answers a query sends; the process is gone at the end, finished or not."""
+    new = get_context("spawn")
+    ours, theirs = new.Pipe(duplex=False)
+    process = new.Process(target=_answer, args=(theirs, folder, sql, most_rows), daemon=True)
+    # Ctrl-C goes to all processes of a terminal. The new one keeps it blocked: it is ended from here.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        process.start()
+        theirs.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield ours
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if process.pid is not None:
+            process.kill()
+            process.join()
+        ours.close()
+
+
+def _answer(answers: Connection, folder: Path, sql: str, most_rows: int) -> None:
+    """Sends that it has begun, and then the Answer, the error that a user is told, or a text of another."""
+    resource.setrlimit(resource.RLIMIT_DATA, (_PROCESS, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    answers.send(None)
+    try:
+        # By this and not by `send`: so its size is known before it comes to the process that waits.
+        sent = ForkingPickler.dumps(_asked(folder, sql, most_rows))
+        if len(sent) > _ANSWER:
+            raise ClustersimError(f"sql: the answer has more than {_ANSWER >> 30} GiB; ask for less at once")
+        answers.send_bytes(sent)
+    except ClustersimError as error:
+        answers.send(error)
+    except MemoryError:
+        answers.send(_too_much())
+    except Exception as error:
+        answers.send(f"{type(error).__name__}: {error}")
+
+
+def _too_much() -> ClustersimError:
+    return ClustersimError(f"sql: the query needs more than {MEMORY} of memory; ask for less at once")
+
+
+def _asked(folder: Path, sql: str, most_rows: int) -> Answer:
+    """The answer, in this process."""
     with duckdb.connect(":memory:", config=_SETTINGS) as connection:
         tables = _views(connection, folder.resolve())
         try:
@@ -139,9 +220,7 @@ def _ours(error: duckdb.Error, sql: str, tables: Iterable[str]) -> ClustersimErr
     if column:
         return ClustersimError(f"sql: {_no_column(column[1] or column[2], sql)}")
     if isinstance(error, duckdb.OutOfMemoryException):
-        return ClustersimError(
-            f"sql: the query needs more than {_SETTINGS['memory_limit']} of memory; ask for less at once"
-        )
+        return _too_much()
     if isinstance(error, duckdb.PermissionException):
         return ClustersimError("sql: only files of this result's trace can be read; its tables have names")
     if isinstance(error, duckdb.IOException):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 #: Changed whenever a key changes its meaning or goes away.
 SCHEMA_VERSION = 1
 
@@ -248,6 +251,87 @@ SCHEMA: dict[str, str] = {
     "links[].utilization": "bytes / what its capacity allowed over the run, faults counted",
     "notes": "sentences on what stands out, the claims first",
 }
+
+
+#: Keys that hold words, and such that are true or false; all others hold numbers. Any may be null.
+_WORDS = (
+    "name", "scenario_hash", "phases.<phase>.steady.warm_up", "phases.<phase>.steady.mean_how",
+    "phases.<phase>.steady.p99_how", "phases.<phase>.bounds.bound_by", "phases.<phase>.parts[].operator",
+    "phases.<phase>.parts[].kind", "phases.<phase>.parts[].stream", "bounds.bound_by", "cause.reasons[]",
+    "cause.gpu", "cause.link", "cause.moves[]", "cause.places[].gpu", "memory.gpu", "claimed.source",
+    "claimed.against", "beside.label", "prices.bases[].basis", "prices.beyond[].operator",
+    "prices.beyond[].kernel", "prices.beyond[].origin", "prices.beyond[].basis", "gpus[].gpu",
+    "gpus[].waited_for.operator", "links[].link", "links[].tier", "notes[]",
+)  # fmt: skip
+_FLAGS = ("phases.<phase>.steady.settled",)
+
+
+def misfit(summary: Mapping[str, Any]) -> str:
+    """What in a summary.json is not of its key's kind, such as a word in the place of a number; "" if all is.
+
+    Keys that are not known here, and such that are missing, do not count: other versions differ by them.
+    """
+    return next(_misfits(summary, _tree(), ""), "")
+
+
+def _tree() -> dict[str, Any]:
+    """What a summary is made of: tables by key ("<>" for any), lists as {"[]": entry}, and kinds."""
+    whole: dict[str, Any] = {}
+    for key in SCHEMA:
+        # Notes are the one list that the schema has no entry of.
+        name = "notes[]" if key == "notes" else key
+        kind = "text" if name in _WORDS else "true or false" if name in _FLAGS else "a number"
+        *tables, last = [
+            part for word in name.split(".") for part in (("<>",) if word[0] == "<" else _opened(word))
+        ]
+        place = whole
+        for part in tables:
+            place = place.setdefault(part, {})
+        place[last] = dict.fromkeys(_DISTRIBUTION, "a number") if key in DISTRIBUTIONS else kind
+    return whole
+
+
+def _opened(word: str) -> tuple[str, ...]:
+    return (word[:-2], "[]") if word.endswith("[]") else (word,)
+
+
+def _misfits(value: Any, form: Any, place: str) -> Iterator[str]:
+    wanted = form if isinstance(form, str) else "a list" if "[]" in form else "a table"
+    if value is None:
+        return
+    if _kind(value) != wanted:
+        yield f"{place} holds {_kind(value)}, not {wanted}"
+    elif wanted == "a list":
+        for number, entry in enumerate(value):
+            yield from _misfits(entry, form["[]"], f"{place}[{number}]")
+    elif wanted == "a table":
+        for key, entry in value.items():
+            below = form.get(key, form.get("<>"))
+            if below is not None:
+                yield from _misfits(entry, below, f"{place}.{key}" if place else key)
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", str: "text", list: "a list", dict: "a table", type(None): "nothing"}
+    return kinds.get(type(value), "a number")
+
+
+def difference(ours: Any, theirs: Any, place: str = "") -> str:
+    """The first key at which the form of one summary is not that of another; "" if they have one form."""
+    if _kind(ours) != _kind(theirs):
+        return f"{place} holds {_kind(theirs)}, not {_kind(ours)}"
+    if isinstance(ours, dict):
+        lacking = [key for key in ours if key not in theirs]
+        if lacking:
+            return f"{place}{'.' if place else ''}{lacking[0]} is missing"
+        pairs = [(f"{place}.{key}" if place else key, ours[key], theirs[key]) for key in ours]
+    elif isinstance(ours, list):
+        if len(ours) != len(theirs):
+            return f"{place} has {len(theirs)} entries, not {len(ours)}"
+        pairs = [(f"{place}[{n}]", a, b) for n, (a, b) in enumerate(zip(ours, theirs, strict=True))]
+    else:
+        return ""
+    return next((found for name, a, b in pairs if (found := difference(a, b, name))), "")
 
 
 _HEAD = f"""# summary.json

@@ -9,7 +9,7 @@ import numpy as np
 from clustersim.analysis.cause import next_rank
 from clustersim.analysis.columns import is_word, text
 from clustersim.analysis.latency import numbers, words
-from clustersim.analysis.lateness import loads, slowness
+from clustersim.analysis.lateness import slowness
 from clustersim.analysis.over_time import spans_of
 from clustersim.trace.record import Columns, Trace
 
@@ -26,8 +26,9 @@ def stragglers(trace: Trace, operator: str | None = None) -> list[dict[str, Any]
     Returns    rank, gpu, stage; seconds: how long all others together waited for it; share: of all such
                waiting; each: s that each other rank of its stage waited for it per step, mean; at: the
                operators and layers where most of it was, with their seconds; slowness: its computing ÷ as
-               priced, relative to the median rank; load: its tokens ÷ the mean of ranks, None without
-               experts; reasons: of "slow GPU" and "more tokens". [] where nobody waited for anybody
+               priced, relative to the median rank; load: its tokens ÷ the mean of ranks in the layer in
+               which it was waited for most, of the whole run where that has no experts, None without any;
+               reasons: of "slow GPU" and "more tokens". [] where nobody waited for anybody
     """
     waits, ranks = trace.tables["waits"], trace.tables["ranks"]
     chosen = np.ones(len(numbers(waits, "rank")), dtype=bool)
@@ -38,13 +39,14 @@ def stragglers(trace: Trace, operator: str | None = None) -> list[dict[str, Any]
     total = float(blamed.sum())
     names, layer = words(waits, "operator")[chosen], numbers(waits, "layer")[chosen]
     row_of = {int(rank): row for row, rank in enumerate(numbers(ranks, "rank"))}
-    stage, slow, load = numbers(ranks, "stage"), slowness(trace), loads(trace)
+    stage, slow, loads = numbers(ranks, "stage"), slowness(trace), _Loads(trace)
     steps = max(len(numbers(trace.tables["steps"], "step")), 1)
     found = []
     for rank in np.argsort(-blamed, kind="stable").tolist():
         if blamed[rank] <= 0:
             break
         row, mine = row_of[rank], culprit == rank
+        load = loads.of(rank, layer[mine], seconds[mine])
         others = max(int((stage == stage[row]).sum()) - 1, 1)
         found.append(
             {
@@ -56,8 +58,8 @@ def stragglers(trace: Trace, operator: str | None = None) -> list[dict[str, Any]
                 "each": float(blamed[rank]) / others / steps,
                 "at": _places(names[mine], layer[mine], seconds[mine]),
                 "slowness": float(slow[rank]),
-                "load": load.get(rank),
-                "reasons": _reasons(float(slow[rank]), load.get(rank)),
+                "load": load,
+                "reasons": _reasons(float(slow[rank]), load),
             }
         )
     return found
@@ -159,6 +161,33 @@ def _places(names: np.ndarray, layer: np.ndarray, seconds: np.ndarray) -> list[d
         sums[name, number] = sums.get((name, number), 0.0) + time
     order = sorted(sums, key=lambda place: (-sums[place], place))[:_PLACES]
     return [{"operator": name, "layer": number, "seconds": sums[name, number]} for name, number in order]
+
+
+class _Loads:
+    """Tokens that came to a rank's experts ÷ the mean of the ranks with experts of the same layers."""
+
+    def __init__(self, trace: Trace) -> None:
+        table = trace.tables["experts"]
+        rank, number = numbers(table, "rank"), numbers(table, "layer")
+        layers = int(number.max(initial=0)) + 1
+        pairs, member = np.unique(rank.astype(np.int64) * layers + number, return_inverse=True)
+        self._rank, self._layer = pairs // layers, pairs % layers
+        self._got = np.bincount(member, weights=numbers(table, "tokens"), minlength=len(pairs))
+        # Ranks of different stages hold different layers: each is held against the means of its own.
+        mean = ratio(np.bincount(self._layer, weights=self._got), np.bincount(self._layer))
+        self._mean = mean[self._layer]
+
+    def of(self, rank: int, layer: np.ndarray, seconds: np.ndarray) -> float | None:
+        """In the layer in which it was waited for most: loads differ by layer, and over all may look even."""
+        mine = self._rank == rank
+        if not mine.any() or not self._got.sum():
+            return None
+        known = layer >= 0
+        if known.any():
+            there = self._layer == np.bincount(layer[known], weights=seconds[known]).argmax()
+            mine = mine & there if (mine & there).any() else mine
+        mean = float(self._mean[mine].sum())
+        return float(self._got[mine].sum()) / mean if mean else 0.0
 
 
 def _reasons(slow: float, load: float | None) -> list[str]:

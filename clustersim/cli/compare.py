@@ -104,7 +104,11 @@ def run_seeds(
         with progress(quiet or as_json, f"{count} seeds") as tell:
             found = replicate(plan, tell)
     except KeyboardInterrupt:
-        warn(f"{done(plan)} finished replications are kept in {plan.folder}; the same command goes on")
+        kept = done(plan)
+        if kept:
+            warn(f"{kept} finished replications are kept in {plan.folder}; the same command goes on")
+        else:
+            warn("no replication was finished, so nothing is kept")
         raise
     if as_json:
         print_json(found)

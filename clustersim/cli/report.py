@@ -35,8 +35,10 @@ def report(result: str | None, out: Path | None, step: int | None, gpus: tuple[s
     step's time goes, GPUs and links over time, experts, a step GPU by GPU, bounds, how prices were found,
     and the scenario. RESULT is named as for `clustersim trace`.
     """
-    from clustersim.study.inspecting import open_result
+    from clustersim.study.inspecting import open_result, telling
     from clustersim.study.reporting import write_report
 
-    place = write_report(open_result(result), out, step, gpus)
+    opened = open_result(result)
+    with telling(opened):
+        place = write_report(opened, out, step, gpus)
     print_text(f"Report: {place} ({place.stat().st_size / 1e6:.1f} MB)\n")

@@ -92,16 +92,18 @@ def _timed(command: Command) -> Command:
 @JSON
 def summary(result: str | None, as_json: bool) -> None:
     """The run in a page, as `clustersim run` printed it, and what was recorded."""
-    from clustersim.study.inspecting import open_result
+    from clustersim.study.inspecting import open_result, telling
     from clustersim.study.views import summary_view
 
-    found = summary_view(open_result(result))
+    opened = open_result(result)
+    found = summary_view(opened)
     if as_json:
         print_json(found)
         return
     from clustersim.report.views import show_summary
 
-    print_page(lambda console: show_summary(found, console))
+    with telling(opened):
+        print_page(lambda console: show_summary(found, console))
 
 
 @trace.command()
@@ -170,16 +172,21 @@ def links(
 @_RESULT
 @click.option("--layer", type=int, default=None, metavar="N", help="Only this layer.")
 @click.option("--gpu", default="", metavar="GPU", help="Only copies on this GPU, a rank or a vertex.")
+@click.option(
+    "--sort", "order", default="", metavar="NAME",
+    help="load, wait, service or behind: the most of it first; by default behind and service together.",
+)  # fmt: skip
 @_timed
 @_TOP_OPTION
 @JSON
 def experts(
-    result: str | None, layer: int | None, gpu: str, start: str, end: str, over_time: bool, bins: int,
-    top: int | None, as_json: bool,
+    result: str | None, layer: int | None, gpu: str, order: str, start: str, end: str, over_time: bool,
+    bins: int, top: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Load, queue length and wait of every layer's experts and of every expert copy.
 
-    --from and --to are for --over-time: the tables are of the whole run.
+    A token waits for those still to come that are served together with it, which is the senders' doing, and
+    then behind other work of the rank. --from and --to are for --over-time: the tables are of the whole run.
     """
     from clustersim.errors import ClustersimError
     from clustersim.study.inspecting import open_result
@@ -187,7 +194,8 @@ def experts(
 
     if (start or end) and not over_time:
         raise ClustersimError("--from and --to: the tables of experts are of the whole run; add --over-time")
-    found = experts_view(open_result(result), layer, gpu, Times(start, end, bins if over_time else 0))
+    times = Times(start, end, bins if over_time else 0)
+    found = experts_view(open_result(result), layer, gpu, times, order)
     if as_json:
         print_json(found)
         return
@@ -256,9 +264,13 @@ def slice_(
     "--rows", type=click.IntRange(min=1), default=None, metavar="N",
     help=f"Rows of the answer at most; by default {_SHOWN} on a terminal, a million as JSON or CSV.",
 )  # fmt: skip
+@click.option(
+    "--seconds", type=click.FloatRange(0, 86400, min_open=True), default=60.0, show_default=True,
+    metavar="S", help="How long the query may take.",
+)  # fmt: skip
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV alone on standard output.")
 @JSON
-def sql(words: tuple[str, ...], rows: int | None, as_csv: bool, as_json: bool) -> None:
+def sql(words: tuple[str, ...], rows: int | None, seconds: float, as_csv: bool, as_json: bool) -> None:
     """Ask the tables of the trace in SQL, by DuckDB.
 
     \b
@@ -267,7 +279,7 @@ def sql(words: tuple[str, ...], rows: int | None, as_csv: bool, as_json: bool) -
     clustersim trace sql "describe spans"
 
     Every table of docs/trace.md is there by its name; end is a word of SQL and stands in double quotes. One
-    statement that reads, over this result's files only.
+    statement that reads, over this result's files only; it ends after --seconds, and by Ctrl-C at once.
     """
     from clustersim.errors import ClustersimError
     from clustersim.study.inspecting import open_result
@@ -277,7 +289,7 @@ def sql(words: tuple[str, ...], rows: int | None, as_csv: bool, as_json: bool) -
         raise ClustersimError("--csv and --json: both want standard output; choose one")
     result, query = _result_and_query(words)
     most = rows if rows is not None or as_csv or as_json else _SHOWN
-    found = sql_view(open_result(result), query, most)
+    found = sql_view(open_result(result), query, most, seconds)
     for note in found["notes"]:
         warn(note)
     if found["cut"]:

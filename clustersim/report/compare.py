@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from math import log10
+from math import floor, isfinite, log10
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from clustersim.units import show
 #: Keys that differ, and causes, that are shown at most.
 _KEYS, _CAUSES = 24, 9
 _WIDEST = 40
+#: Digits of a value of one seed, of which it is not known how many mean something; --json has all.
+_ONE_SEED = 4
 #: Of a difference: what is less is not named in the sentence.
 _WORTH_NAMING = 0.05
 
@@ -47,15 +49,38 @@ def said_runs(seeds: Sequence[int]) -> str:
 
 
 def said_interval(found: Mapping[str, Any] | None, dimension: str) -> str:
-    """A value with its interval, or a dash."""
-    return "-" if found is None else said_within(found["value"], found["half_width"], dimension)
+    """A value with its interval, or a dash; of one seed with four digits."""
+    if found is None:
+        return "-"
+    value, half = found["value"], found["half_width"]
+    return said_within(_rounded(value, value) if half is None else value, half, dimension)
 
 
-def said_change(found: Mapping[str, Any], dimension: str) -> str:
-    """A difference with its interval and sign."""
-    text = said_within(found["value"], found["half_width"], dimension)
+def said_change(found: Mapping[str, Any], dimension: str, *sides: float) -> str:
+    """A difference with its interval and sign; of one seed to the last digit that its sides have."""
+    value, half = found["value"], found["half_width"]
+    text = said_within(_rounded(value, *sides) if half is None else value, half, dimension)
     # What rounds to zero has no sign.
     return f"+{text}" if found["value"] > 0 and text.partition(" ")[0].strip("0.%") else text
+
+
+def _rounded(value: float, *sides: float) -> float:
+    """To the last of the four digits that the largest side is printed with."""
+    largest = max(map(abs, sides), default=0.0)
+    if not largest or not isfinite(largest) or not isfinite(value):
+        return value
+    place = floor(log10(largest)) - _ONE_SEED + 1
+    # By a whole factor: a power below one has no exact form.
+    return round(value / 10.0**place) * 10.0**place if place > 0 else round(value, -place)
+
+
+def sides_of(row: Mapping[str, Any], found: Mapping[str, Any]) -> list[float]:
+    """The two values of a metric whose difference `found` is."""
+    both = (
+        row["values"][0],
+        row["values"][1 + [one["side"] for one in row["differences"]].index(found["side"])],
+    )
+    return [one["value"] for one in both if one is not None]
 
 
 def said_percent(found: Mapping[str, Any], ours: float) -> str:
@@ -65,7 +90,8 @@ def said_percent(found: Mapping[str, Any], ours: float) -> str:
     share = 100 * found["value"] / abs(ours)
     half = found["half_width"]
     if half is None or not half:
-        return f"{float(f'{share:.3g}'):+,g}%" if share else "0%"
+        kept = float(f"{share:.3g}") if half is not None else round(float(f"{share:.3g}"), 2)
+        return f"{kept:+,g}%" if kept else "0%"
     # Sign from the number: what rounds to zero has none.
     text = digits(share, 100 * half / abs(ours))
     return f"{'+' if share > 0 and text.strip('0.') else ''}{text}%"
@@ -78,6 +104,8 @@ def said_difference(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     verdict = str(found["verdict"])
     if verdict not in ("more than noise", "one seed"):
         return verdict
+    if found["half_width"] is None and not _rounded(found["value"], *sides_of(row, found)):
+        return f"the same to {_ONE_SEED} digits, one seed"
     better = (found["value"] > 0) == (row["better"] == "more")
     return f"{'better' if better else 'worse'}, {verdict}"
 
@@ -101,13 +129,16 @@ def said_value(value: Any) -> str:
 def said_explained(side: str, one: Mapping[str, Any]) -> str:
     """A phase's difference in a sentence, its largest causes named."""
     found, what = one["difference"], f"{one['phase']} step"
-    if not found["value"]:
-        return f"A mean {what} takes the same in {side} as in A, {said_within(one['a'], None, 'time')}."
-    way = "longer" if found["value"] > 0 else "less"
-    whole = said_within(abs(found["value"]), found["half_width"], "time")
+    one_seed = found["half_width"] is None
+    value = _rounded(found["value"], one["a"], one["b"]) if one_seed else found["value"]
+    if not value:
+        about = f"to {_ONE_SEED} digits " if found["value"] else ""
+        return f"A mean {what} takes {about}the same in {side} as in A, {show(one['a'], 'time', _ONE_SEED)}."
+    way = "longer" if value > 0 else "less"
+    whole = said_within(abs(value), found["half_width"], "time")
     percent = said_percent(found, one["a"]).lstrip("+-")
     parts = [
-        f"{part['cause'].replace('_', ' ')} {said_change(part['difference'], 'time')}"
+        f"{part['cause'].replace('_', ' ')} {said_change(part['difference'], 'time', part['a'], part['b'])}"
         for part in one["parts"]
         if abs(part["difference"]["value"]) >= _WORTH_NAMING * abs(found["value"])
     ][:4]
@@ -120,7 +151,7 @@ def said_seconds(seconds: float, part: Mapping[str, Any]) -> str:
     """Seconds of a side, with as many digits as the interval of the difference supports; four without one."""
     half = part["difference"]["half_width"]
     if not half or not seconds:
-        return show(seconds, "time", 4)
+        return show(seconds, "time", _ONE_SEED)
     kept = max(1, min(6, round(log10(abs(seconds) / half)) + 1))
     return show(seconds, "time", kept)
 
@@ -168,7 +199,7 @@ def _difference_cells(row: Mapping[str, Any], one: Mapping[str, Any]) -> Iterato
         return
     said_ = said_difference(row, one)
     style = "green" if said_.startswith("better") else "red" if said_.startswith("worse") else "dim"
-    yield said_change(one, row["dimension"])
+    yield said_change(one, row["dimension"], *sides_of(row, one))
     yield said_percent(one, row["values"][0]["value"])
     yield Text(said_, style)
 
@@ -180,7 +211,7 @@ def _show_explained(side: str, one: Mapping[str, Any], console: Console) -> None
     rows: list[list[Cell]] = [
         [
             part["cause"], said_seconds(part["a"], part), said_seconds(part["b"], part),
-            said_change(part["difference"], "time"),
+            said_change(part["difference"], "time", part["a"], part["b"]),
             said_part(part), Text(part["words"], "dim"),
         ]
         for part in parts[:_CAUSES]
@@ -188,7 +219,8 @@ def _show_explained(side: str, one: Mapping[str, Any], console: Console) -> None
     rows.append(
         [
             "all", said_seconds(one["a"], one), said_seconds(one["b"], one),
-            said_change(one["difference"], "time"), said_share(1.0) if one["difference"]["value"] else "",
+            said_change(one["difference"], "time", one["a"], one["b"]),
+            said_share(1.0) if one["difference"]["value"] else "",
             Text("the parts add up to it", "dim"),
         ]
     )  # fmt: skip

@@ -22,6 +22,7 @@ from clustersim.report.compare import (
     said_runs,
     said_seconds,
     said_value,
+    sides_of,
 )
 from clustersim.report.page import printable
 
@@ -143,7 +144,7 @@ def _difference(row: Found, one: Found) -> list[str]:
     if "lacking" in one:
         return [_cell("-"), _cell(""), _cell(said, "words")]
     kind = "better" if said.startswith("better") else "worse" if said.startswith("worse") else "soft"
-    change = said_change(one, row["dimension"])
+    change = said_change(one, row["dimension"], *sides_of(row, one))
     return [_cell(change), _cell(said_percent(one, row["values"][0]["value"])), _cell(said, f"value {kind}")]
 
 
@@ -174,7 +175,7 @@ def _explained(side: str, one: Found) -> str:
         _row(
             part["cause"].replace("_", " "),
             _cell(said_seconds(part["a"], part)), _cell(said_seconds(part["b"], part)),
-            _cell(said_change(part["difference"], "time")),
+            _cell(said_change(part["difference"], "time", part["a"], part["b"])),
             _cell(said_part(part)),
             f"<td>{_diverging(part, longest)}</td>", _cell(part["words"], "words"),
         )
@@ -182,7 +183,7 @@ def _explained(side: str, one: Found) -> str:
     ]  # fmt: skip
     foot = _row(
         "all", _cell(said_seconds(one["a"], one)), _cell(said_seconds(one["b"], one)),
-        _cell(said_change(one["difference"], "time")), _cell(""),
+        _cell(said_change(one["difference"], "time", one["a"], one["b"])), _cell(""),
         "<td></td>", _cell("the parts add up to it", "words"),
     )  # fmt: skip
     head = ["", "A", _safe(side), f"{_safe(side)} − A", "share", "less ← → more", ""]
@@ -215,7 +216,9 @@ def _diverging(part: Found, longest: float) -> str:
     ]
     if found["half_width"]:
         drawn.append(_line(_MIDDLE + found["low"] * scale, _MIDDLE + found["high"] * scale, _HEIGHT / 2))
-    return _svg(1, f"{part['cause'].replace('_', ' ')}: {said_change(found, 'time')}", drawn)
+    return _svg(
+        1, f"{part['cause'].replace('_', ' ')}: {said_change(found, 'time', part['a'], part['b'])}", drawn
+    )
 
 
 def _svg(rows: int, title: str, drawn: Sequence[str]) -> str:

@@ -39,6 +39,15 @@ _VIEWERS = {
     "chrome": "open it in chrome://tracing or https://ui.perfetto.dev",
 }
 _WIDEST = 60
+_QUEUE = ("queue", "coming", "behind", "p99 wait", "service")
+#: Order of expert copies → what stands first.
+_FIRST = {
+    "": "the longest behind other work and in service",
+    "load": "the most loaded",
+    "wait": "the longest wait",
+    "service": "the longest service",
+    "behind": "the longest behind other work",
+}
 
 
 def show_summary(found: Found, console: Console) -> None:
@@ -184,32 +193,27 @@ def show_experts(found: Found, console: Console, most: int) -> None:
             f"{layer['tokens']:,}",
             f"{layer['imbalance']:.2f} x",
             f"{layer['busiest']['expert']} ({layer['busiest']['load']:.2f} x)",
-            f"{layer['length']['mean']:,.1f}",
-            said_time(layer["wait"]["mean"]),
-            said_time(layer["wait"]["p99"]),
-            said_time(layer["service"]),
+            *_queue_cells(layer),
         ]
         for layer in found["layers"]
     ]
-    columns = ["tokens", "imbalance", "hottest expert", "queue", "wait", "p99 wait", "service"]
+    columns = ["tokens", "imbalance", "hottest expert", *_QUEUE]
     put_section(console, "Layers", columns, rows)
     copies = found["copies"]
     shown = copies[:most]
     put_section(
         console,
-        f"{len(copies):,} expert copies, those whose tokens wait longest first",
-        ["layer", "expert", "tokens", "load", "queue", "wait", "p99 wait", "service"],
+        f"{len(copies):,} expert copies, {_FIRST[found['order']]} first",
+        ["rank", "layer", "expert", "tokens", "load", *_QUEUE],
         [
             [
-                f"{copy['gpu']} (rank {copy['rank']})",
+                copy["gpu"],
+                str(copy["rank"]),
                 str(copy["layer"]),
                 str(copy["expert"]),
                 f"{copy['tokens']:,}",
                 f"{copy['load']:.2f} x",
-                f"{copy['length']['mean']:,.1f}",
-                said_time(copy["wait"]["mean"]),
-                said_time(copy["wait"]["p99"]),
-                said_time(copy["service"]),
+                *_queue_cells(copy),
             ]
             for copy in shown
         ],
@@ -219,7 +223,8 @@ def show_experts(found: Found, console: Console, most: int) -> None:
         console,
         "  ",
         "imbalance: tokens of the busiest EP rank / mean; load: tokens / mean of the layer's copies; queue: "
-        "tokens there when service began, mean over passes; p99 wait: the worst pass",
+        "tokens there when service began, mean over passes; coming: waiting for tokens still to come; "
+        "behind: then waiting behind other work of the rank; p99 wait: the worst pass",
     )
     over = found["over_time"]
     if over:
@@ -227,6 +232,17 @@ def show_experts(found: Found, console: Console, most: int) -> None:
         peak = max((max(line["tokens"], default=0.0) for line in lines), default=0.0)
         named = [(line["gpu"], line["tokens"], peak) for line in lines]
         put_heat(console, "Tokens that wait, mean", over["edges"], named, "{:,.1f}".format)
+
+
+def _queue_cells(entry: Found) -> list[str]:
+    wait = entry["wait"]
+    return [
+        f"{entry['length']['mean']:,.1f}",
+        said_or_dash(said_time, wait["coming"]),
+        said_or_dash(said_time, wait["behind"]),
+        said_time(wait["p99"]),
+        said_time(entry["service"]),
+    ]
 
 
 def show_stragglers(found: Found, console: Console, most: int) -> None:
@@ -242,7 +258,7 @@ def show_stragglers(found: Found, console: Console, most: int) -> None:
     ranks = found["ranks"]
     put_section(
         console,
-        f"{len(ranks):,} ranks that others waited for",
+        f"{len(ranks):,} rank{'' if len(ranks) == 1 else 's'} that others waited for",
         ["rank", "stage", "all together", "share", "each, per step", "mostly at"],
         [
             [

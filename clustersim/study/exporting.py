@@ -10,7 +10,7 @@ from typing import Any
 
 from clustersim.analysis.chosen import Chosen, part_of, tables_of
 from clustersim.analysis.latency import numbers
-from clustersim.analysis.over_time import recorded
+from clustersim.analysis.over_time import recorded, spans_of
 from clustersim.analysis.timeline import timeline
 from clustersim.analysis.timeline_parts import Timeline
 from clustersim.errors import ClustersimError, ResultError, pick
@@ -59,6 +59,9 @@ def export(opened: Opened, wanted: Wanted, out: Path | None = None) -> dict[str,
     if opened.folder.resolve() in (place.resolve(), *place.resolve().parents):
         raise ResultError(f"{place}: lies in the result that is read; name a place outside")
     chosen = _chosen(opened.trace, wanted)
+    if form != "csv":
+        # A timeline without spans shows nothing; the tables hold the sums all the same.
+        spans_of(opened.trace)
     found = FORMATS[form](opened.trace, chosen, place)
     found["notes"] = [*found["notes"], *_unrecorded(opened.trace, found["window"])]
     size = sum(path.stat().st_size for path in ([*place.iterdir()] if place.is_dir() else [place]))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clustersim.analysis.schema import SCHEMA_VERSION
+from clustersim.analysis.schema import SCHEMA_VERSION, difference, misfit
 from clustersim.analysis.summary import summarize
 from clustersim.errors import ResultError, nearest
 from clustersim.trace import files
+from clustersim.trace.plain import check_regular, plain
 from clustersim.trace.record import Trace
 from clustersim.trace.results import SCENARIO, SUMMARY, TRACE, newest, read_summary
 
 RESULTS = Path("results")
 
 _FOLDER = re.compile(r"(.+)-[0-9a-f]{12}")
+#: Keys of a summary that are no property of the trace.
+_BESIDE = ("wall_seconds", "beside")
 #: Names of results that a message lists at most.
 _LISTED = 8
 
@@ -48,6 +52,22 @@ def open_result(name: str | None, root: Path = RESULTS) -> Opened:
              something else, the run failed, or a part is missing, damaged or of another version
     """
     return _opened(find_result(name, root))
+
+
+@contextmanager
+def telling(opened: Opened) -> Iterator[None]:
+    """For what tells of a stored summary: what fails because of a damaged one is said to be damage.
+
+    Raises   ResultError where the summary has not the form of one that is reckoned anew from the trace
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        beside = {key: opened.summary[key] for key in _BESIDE if key in opened.summary}
+        wrong = difference(plain(summarize(opened.trace)) | beside, opened.summary)
+        if not wrong:
+            raise
+        raise ResultError(f"{opened.folder / SUMMARY}: damaged: {wrong}") from None
 
 
 def find_result(name: str | None, root: Path = RESULTS) -> Path:
@@ -89,6 +109,8 @@ def _opened(folder: Path) -> Opened:
     summary = read_summary(folder)
     if "error" in summary:
         raise ResultError(f"{folder}: the run failed, so there is nothing to look at: {summary['error']}")
+    if summary.get("schema_version") == SCHEMA_VERSION and (wrong := misfit(summary)):
+        raise ResultError(f"{folder / SUMMARY}: damaged: {wrong}")
     if not (folder / TRACE).is_dir():
         raise ResultError(f"{folder}: has no folder {TRACE}/, so what happened is not known")
     trace = files.read(folder / TRACE)
@@ -97,24 +119,24 @@ def _opened(folder: Path) -> Opened:
         raise ResultError(
             f"{folder}: {SUMMARY} tells of scenario {theirs}, {TRACE}/ of {ours}: parts of two results"
         )
-    return Opened(folder, _today(summary, trace), _scenario(folder, trace), trace)
+    return Opened(folder, _today(summary, trace), _scenario(folder), trace)
 
 
 def _today(summary: dict[str, Any], trace: Trace) -> dict[str, Any]:
     """The summary in this version's form: one of another version is reckoned anew from the trace."""
     if summary.get("schema_version") == SCHEMA_VERSION:
         return summary
-    # What is no property of the trace.
-    beside: dict[str, Any] = {key: summary[key] for key in ("wall_seconds", "beside") if key in summary}
+    beside: dict[str, Any] = {key: summary[key] for key in _BESIDE if key in summary}
     return {**summarize(trace), **beside}
 
 
-def _scenario(folder: Path, trace: Trace) -> str:
+def _scenario(folder: Path) -> str:
     path = folder / SCENARIO
+    check_regular(path)
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return str(trace.facts.get("scenario", ""))
+        raise ResultError(f"{path}: missing; the result is not whole") from None
     except (OSError, ValueError) as error:
         raise ResultError(f"{path}: damaged: {error}") from error
 

@@ -6,9 +6,10 @@ Nothing is run; a view reads the columns it needs from the result folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from clustersim.analysis import expert_queues, over_time
 from clustersim.analysis import stragglers as blame
 from clustersim.analysis.columns import text
 from clustersim.analysis.latency import numbers, words
-from clustersim.analysis.query import MOST_ROWS, named_tables, query
+from clustersim.analysis.query import MOST_ROWS, SECONDS, named_tables, query
 from clustersim.analysis.slices import slice_of
 from clustersim.analysis.span_blocks import spans_of, whole_steps
 from clustersim.analysis.utilization import STATES, busiest, gpus, links, tiers, worst
@@ -152,19 +153,22 @@ def links_view(opened: Opened, tier: str = "", times: Times = _WHOLE, lines: int
 
 
 def experts_view(
-    opened: Opened, layer: int | None = None, gpu: str = "", times: Times = _WHOLE
+    opened: Opened, layer: int | None = None, gpu: str = "", times: Times = _WHOLE, order: str = ""
 ) -> dict[str, Any]:
     """What came to expert copies and how long it waited there, by layer and by copy.
 
     layer, gpu  only these
-    Returns     folder, layers, copies (the longest wait first), over_time: None, or edges and lines of the
-                mean number of tokens that wait on each rank
+    order       of `expert_queues.ORDERS`: which copies stand first, and which ranks over time
+    Returns     folder, order, layers, copies, over_time: None, or edges and lines of the mean number of
+                tokens that wait on each rank
     """
     trace = opened.trace
+    if order:
+        pick({name: name for name in expert_queues.ORDERS if name}, order, "--sort")
     every = expert_queues.layers(trace)
     if not every:
         raise ResultError(f"{opened.folder}: {_WHY_EMPTY['experts']}")
-    found = expert_queues.copies(trace)
+    found = expert_queues.copies(trace, order)
     rank = rank_of(trace, gpu) if gpu else None
     if layer is not None:
         known = [entry["layer"] for entry in every]
@@ -182,7 +186,7 @@ def experts_view(
     lines = None
     if times.bins:
         queues = over_time.queue_lengths(trace, times.bins, window_of(trace, times))
-        holders = [copy["rank"] for copy in sorted(found, key=lambda copy: -copy["wait"]["mean"])]
+        holders = [copy["rank"] for copy in found]
         names = _names(trace)
         lines = {
             "edges": queues.edges,
@@ -191,7 +195,9 @@ def experts_view(
                 for one in dict.fromkeys(holders)
             ],
         }
-    return _json({"folder": str(opened.folder), "layers": every, "copies": found, "over_time": lines})
+    return _json(
+        {"folder": str(opened.folder), "order": order, "layers": every, "copies": found, "over_time": lines}
+    )
 
 
 def stragglers_view(opened: Opened, operator: str = "") -> dict[str, Any]:
@@ -208,7 +214,7 @@ def stragglers_view(opened: Opened, operator: str = "") -> dict[str, Any]:
     if operator:
         known = {entry["operator"]: entry for entry in places}
         if operator not in known:
-            _check_operator(trace, operator)
+            _check_operator(trace, operator, known)
         places = [known[operator]] if operator in known else []
     moments, note = None, ""
     try:
@@ -267,13 +273,17 @@ def slice_view(opened: Opened, asked: Sequence[str], times: Times, operator: str
     )
 
 
-def sql_view(opened: Opened, sql: str, rows: int | None = None) -> dict[str, Any]:
+def sql_view(
+    opened: Opened, sql: str, rows: int | None = None, seconds: float | None = None
+) -> dict[str, Any]:
     """The answer to a query over the tables.
 
     rows     at most so many; None is a million
+    seconds  it may take; None is a minute
     Returns  columns, types, rows (lists), cut: whether there were more, notes: why a table named is empty
     """
-    answer = query(opened.folder / TRACE, sql, MOST_ROWS if rows is None else rows)
+    most, limit = MOST_ROWS if rows is None else rows, SECONDS if seconds is None else seconds
+    answer = query(opened.folder / TRACE, sql, most, limit)
     notes = [
         f"{table} is empty: {_WHY_EMPTY[table]}"
         for table in named_tables(sql)
@@ -449,13 +459,22 @@ def _recorded_steps(trace: Trace) -> dict[str, int]:
     }
 
 
-def _check_operator(trace: Trace, operator: str) -> None:
-    """Raises ClustersimError where no operator has that name."""
+def _check_operator(trace: Trace, operator: str, offered: Iterable[str] | None = None) -> None:
+    """Raises ClustersimError where no operator has that name.
+
+    offered  those that are worth asking for; None is all
+    """
     known = list(dict.fromkeys(words(trace.tables["sums"], "operator").tolist()))
-    if operator not in known:
-        raise ClustersimError(
-            f'--operator: there is no "{operator}"{nearest(operator, known)}; there are {", ".join(known)}'
-        )
+    if operator in known:
+        return
+    names = known if offered is None else list(offered)
+    alike = [SequenceMatcher(None, operator, name).ratio() for name in names]
+    ordered = [name for _, name in sorted(zip(alike, names, strict=True), key=lambda pair: -pair[0])]
+    where = "there are" if offered is None else "ranks waited for others in"
+    raise ClustersimError(
+        f'--operator: there is no "{operator}"{nearest(operator, names)}; '
+        f"{where} {', '.join(ordered) or 'none'}"
+    )
 
 
 def _ranges(values: Sequence[int]) -> str:

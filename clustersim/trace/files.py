@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import nan
 from pathlib import Path
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clustersim.errors import ResultError
-from clustersim.trace.plain import json_text, read_json
+from clustersim.trace.plain import check_regular, json_text, read_json
 from clustersim.trace.record import TABLES, Columns, Text, Trace
 
 #: Changed whenever a table or column changes its meaning.
@@ -39,8 +39,6 @@ _ADDED: dict[tuple[str, str], float | str] = {
     ("rebalances", "wished"): nan,
 }
 _ADDED_TABLES = ("span_links", "link_use", "kv_use")
-#: What version 4 lacked at first, likewise: a file may hold it or not.
-_LATER: dict[tuple[str, str], float | str] = {("span_links", "payload"): nan}
 
 #: Rows of a group. What a file holds does not depend on how many rows are written at a time.
 ROW_GROUP = 1 << 20
@@ -150,7 +148,6 @@ class Stored(Mapping[str, "np.ndarray | Text"]):
     rows     how many there are
     version  of the trace
     keeps    whatever must live as long as these columns are used
-    lacks    columns that are not in the file and are filled
     """
 
     def __init__(
@@ -160,14 +157,12 @@ class Stored(Mapping[str, "np.ndarray | Text"]):
         version: int,
         rows: int,
         keeps: object = None,
-        lacks: Set[str] = frozenset(),
     ) -> None:
         self.path = path
         self.table = table
         self.version = version
         self.rows = rows
         self._keeps = keeps
-        self._lacks = lacks
         self._held: dict[str, np.ndarray | Text] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -193,8 +188,6 @@ class Stored(Mapping[str, "np.ndarray | Text"]):
                 return Text(np.empty(0, dtype="int32"), ()) if dtype == "text" else np.empty(0, dtype=dtype)
             if (self.table, name) in _ADDED:
                 return _filled(self.rows, _ADDED[self.table, name], dtype)
-        if name in self._lacks:
-            return _filled(self.rows, _LATER[self.table, name], dtype)
         with _opened(self.path) as file:
             found = file.read(columns=[name]).combine_chunks()
         column = _column(found, name, dtype, self.path)
@@ -272,6 +265,7 @@ def _read_facts(path: Path) -> tuple[int, dict[str, Any]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    check_regular(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
@@ -290,14 +284,12 @@ def _stored(path: Path, table: str, version: int) -> Stored:
         schema, about = file.schema_arrow, file.metadata
         gaps = _gaps(about)
     wanted = [name for name in TABLES[table] if not (older and (table, name) in _ADDED)]
-    lacks = {name for name in wanted if (table, name) in _LATER} - set(schema.names)
-    wanted = [name for name in wanted if name not in lacks]
     if schema.names != wanted:
         raise ResultError(f"{path}: its columns are not those of {table}: {', '.join(schema.names)}")
     _check_about(path, schema.metadata or {}, table, version)
     for name in wanted:
         _check_type(path, schema.field(name), TABLES[table][name][0], name in gaps)
-    return Stored(path, table, version, about.num_rows, lacks=frozenset(lacks))
+    return Stored(path, table, version, about.num_rows)
 
 
 def _gaps(about: Any) -> set[str]:

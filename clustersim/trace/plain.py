@@ -38,12 +38,19 @@ def json_text(value: Any) -> str:
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def check_regular(path: Path) -> None:
+    """Raises ResultError where something else than a file lies: of a pipe or device reading never ends."""
+    if path.exists() and not path.is_file():
+        raise ResultError(f"{path}: damaged: not a regular file")
+
+
 def read_json(path: Path, missing: str) -> dict[str, Any]:
     """The table of values in a JSON file.
 
     missing  what to say if there is no such file
     Raises   ResultError if there is none, or it is damaged
     """
+    check_regular(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
