@@ -258,12 +258,13 @@ _WORDS = (
     "name", "scenario_hash", "phases.<phase>.steady.warm_up", "phases.<phase>.steady.mean_how",
     "phases.<phase>.steady.p99_how", "phases.<phase>.bounds.bound_by", "phases.<phase>.parts[].operator",
     "phases.<phase>.parts[].kind", "phases.<phase>.parts[].stream", "bounds.bound_by", "cause.reasons[]",
-    "cause.gpu", "cause.link", "cause.moves[]", "cause.places[].gpu", "memory.gpu", "claimed.source",
+    "cause.gpu", "cause.link", "cause.vertex", "cause.next.reasons[]", "cause.next.gpu", "cause.next.link",
+    "cause.moves[]", "cause.places[].gpu", "memory.gpu", "claimed.source",
     "claimed.against", "beside.label", "prices.bases[].basis", "prices.beyond[].operator",
     "prices.beyond[].kernel", "prices.beyond[].origin", "prices.beyond[].basis", "gpus[].gpu",
     "gpus[].waited_for.operator", "links[].link", "links[].tier", "notes[]",
 )  # fmt: skip
-_FLAGS = ("phases.<phase>.steady.settled",)
+_FLAGS = ("phases.<phase>.steady.settled", "cause.every_layer")
 
 
 def misfit(summary: Mapping[str, Any]) -> str:

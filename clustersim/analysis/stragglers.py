@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from clustersim.analysis.cause import next_rank
-from clustersim.analysis.columns import is_word, text
+from clustersim.analysis.columns import is_word, ratio, text
 from clustersim.analysis.latency import numbers, words
 from clustersim.analysis.lateness import slowness
 from clustersim.analysis.over_time import spans_of
