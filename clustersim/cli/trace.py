@@ -60,7 +60,8 @@ def trace() -> None:
     clustersim trace sql "select phase, count(*) from steps group by phase"
 
     A result is named by its folder, the folder's name in results/, or its scenario, before or after the
-    view; without a name it is the newest in results/. docs/views.md says what each key of --json means. Nothing but the folder is read, and nothing is run.
+    view; without a name it is the newest in results/. Nothing but the folder is read, and nothing is run.
+    What each key of --json means stands in docs/views.md.
     """
 
 
