@@ -26,6 +26,7 @@ from pydantic.fields import FieldInfo
 
 from clustersim.analysis.compare_schema import compare_page
 from clustersim.analysis.schema import schema_page
+from clustersim.analysis.view_schema import views_page
 from clustersim.cli import cli
 from clustersim.plan.parameters import active_parameters, total_parameters
 from clustersim.report.validation import boundary_sentence, fitted_share, rows_sentence
@@ -57,6 +58,7 @@ def pages() -> dict[str, str]:
         "summary.md": schema_page(),
         "stress.md": stress_page(),
         "compare.md": compare_page(),
+        "views.md": views_page(),
         "trace.md": trace_page(),
         "scenario.md": scenario_page(),
         "catalogue.md": catalogue_page(),

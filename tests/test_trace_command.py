@@ -19,6 +19,7 @@ from inspected import saved, small
 
 from clustersim.analysis.query import query
 from clustersim.analysis.utilization import STATES
+from clustersim.analysis.view_schema import VIEWS as MEANINGS
 from clustersim.cli import _status
 from clustersim.errors import ClustersimError, ResultError
 from clustersim.study.inspecting import open_result
@@ -474,3 +475,61 @@ def test_an_operator_that_is_none_is_answered_by_those_that_ranks_waited_in(call
     said = refused(call, "stragglers", "--operator", f"{waited[-1]}x")
     offered = said.strip().partition("ranks waited for others in ")[2].split(", ")
     assert sorted(offered) == sorted(waited) and offered[0] == waited[-1]
+
+
+def test_a_summary_with_a_word_in_the_place_of_a_number_is_damaged(call: Any, place: Path) -> None:
+    path = place / "summary.json"
+    whole = json.loads(path.read_text("utf-8"))
+    whole["latency"]["step"]["mean"] = "<script>"
+    path.write_text(json.dumps(whole), "utf-8")
+    assert "damaged: latency.step.mean holds text, not a number" in refused(call, "summary")
+    del whole["latency"]
+    path.write_text(json.dumps(whole), "utf-8")
+    assert "damaged: latency is missing" in refused(call, "summary")
+
+
+# ---- what keys mean -------------------------------------------------------------------------------
+
+
+def _keys(value: Any, known: dict[str, str], place: str = "") -> set[str]:
+    """Every key in a value, written as in the table."""
+    if place in known or value is None or value in ([], {}):
+        return {place}
+    if isinstance(value, list):
+        return {key for entry in value for key in _keys(entry, known, f"{place}[]")}
+    if isinstance(value, dict):
+        found = set()
+        for name, entry in value.items():
+            below = f"{place}.{name}" if place else name
+            wild = next((k.split(">")[0] for k in known if k.startswith(f"{place}.<")), None)
+            below = below if wild is None else f"{wild}>"
+            found |= _keys(entry, known, below)
+        return found
+    return {place}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("summary",),
+        ("gpus", "--over-time"),
+        *(("gpus", "--by", by) for by in ("server", "stage", "shard")),
+        ("links", "--over-time", "--each", "2"),
+        ("experts", "--over-time"),
+        ("stragglers",),
+        ("slice", "--gpu", "0"),
+        ("sql", "select * from spans"),
+        ("why", "0"),
+        ("why", "request:0", "--all"),
+        ("bounds",),
+        ("export", "--format", "csv"),
+        ("export",),
+    ],
+)
+def test_every_key_of_a_view_is_explained(call: Any, place: Path, words: tuple[str, ...]) -> None:
+    status, out, err = call(*words, "--json")
+    assert status == 0, err
+    known = MEANINGS[words[0]]
+    for key in _keys(json.loads(out), known):
+        # Nothing there: null, or an empty list or table, of whose entries the table tells.
+        assert key in known or any(one.startswith((f"{key}.", f"{key}[")) for one in known), key

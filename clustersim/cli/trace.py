@@ -61,6 +61,7 @@ def trace() -> None:
 
     A result is named by its folder, the folder's name in results/, or its scenario, before or after the
     view; without a name it is the newest in results/. Nothing but the folder is read, and nothing is run.
+    What each key of --json means stands in docs/views.md.
     """
 
 
