@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import click
 
+from clustersim.cli.export import export
 from clustersim.cli.options import JSON
 from clustersim.cli.output import print_json, print_page, print_text, warn
+from clustersim.cli.why import bounds, why
 
 #: Lines of a table, and of a slice, that are shown without being asked for more.
 _TOP, _LINES, _ROWS = 20, 64, 100
@@ -320,9 +320,7 @@ def _result_and_query(words: tuple[str, ...]) -> tuple[str | None, str]:
     return (last, first) if " " in first.strip() and " " not in last.strip() else (first, last)
 
 
-#: Views that other modules hold.
-_ELSEWHERE = {"why": "why", "bounds": "why", "export": "export"}
-
-for _name, _module in _ELSEWHERE.items():
-    if find_spec(f"clustersim.cli.{_module}"):
-        trace.add_command(getattr(import_module(f"clustersim.cli.{_module}"), _name))
+# Views that other modules hold.
+trace.add_command(why)
+trace.add_command(bounds)
+trace.add_command(export)

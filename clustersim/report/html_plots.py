@@ -110,7 +110,7 @@ def cumulative(values: np.ndarray, weights: np.ndarray | None = None) -> tuple[n
     weight = np.ones(len(values)) if weights is None else weights[order].astype(float)
     share = np.cumsum(weight) / weight.sum()
     at, share = np.append(values[order][:1], values[order]), np.append(0.0, share)
-    if len(at) > _POINTS:
+    if len(values) > _POINTS:
         some = np.unique(np.searchsorted(share, np.linspace(0, 1, _POINTS)).clip(max=len(at) - 1))
         some = np.unique(np.concatenate([[0], some, [len(at) - 1]]))
         at, share = at[some], share[some]
