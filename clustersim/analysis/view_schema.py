@@ -126,6 +126,15 @@ VIEWS: dict[str, dict[str, str]] = {
         "ranks[].load": "its tokens / the mean of ranks, in the layer in which it was waited for most; null "
         "without experts",
         "ranks[].reasons[]": "slow GPU, more tokens; none where it was itself held up",
+        "next.reasons[]": "why the next straggler would be waited for, were the first mended; `next` is null "
+        "where there is none, or one operator is asked about",
+        "next.rank": "its rank",
+        "next.gpu": "its GPU",
+        "next.rank_load": "its tokens / the mean of ranks, in the layer in which it is waited for most",
+        "next.slowness": "how many times as long it computes as the median GPU, for the same work",
+        "next.wait": "how long each other GPU of its stage would wait for it in a step, by its computing, s",
+        "next.now": "how long each does as things are, s",
+        "next.more": "how many further ranks cost nearly as much",
         "moments[].operator": "exchange in which ranks waited for one, the longest first, a thousand at "
         "most; `moments` is null where no spans were recorded",
         "moments[].layer": "its layer; -1 outside of layers",

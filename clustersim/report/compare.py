@@ -71,7 +71,9 @@ def _rounded(value: float, *sides: float) -> float:
         return value
     place = floor(log10(largest)) - _ONE_SEED + 1
     # By a whole factor: a power below one has no exact form.
-    return round(value / 10.0**place) * 10.0**place if place > 0 else round(value, -place)
+    found = round(value / 10.0**place) * 10.0**place if place > 0 else round(value, -place)
+    # Zero has no sign.
+    return found + 0.0
 
 
 def sides_of(row: Mapping[str, Any], found: Mapping[str, Any]) -> list[float]:
