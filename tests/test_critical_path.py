@@ -14,7 +14,7 @@ from deployments import EXAMPLES, deployments
 from hypothesis import given, settings
 from scenarios import parallel, rail_tree, single_server, tiny, trace_of
 
-from clustersim.analysis.critical_path import CAUSES, Path, Paths, critical_path, request_path, shares
+from clustersim.analysis.critical_path import CAUSES, Path, Paths, shares
 from clustersim.analysis.path_groups import GROUPS, by_words, in_order
 from clustersim.analysis.path_words import Facts
 from clustersim.analysis.span_blocks import spans_of
@@ -79,7 +79,7 @@ def test_what_stands_on_a_path_has_ended_when_the_next_goes_on(scenario: Any) ->
 def test_what_a_slow_gpu_takes_longer_is_waiting_for_a_straggler() -> None:
     # GPU 1 takes three times as long: of what it computes on the path, two thirds.
     slow = tiny(faults=[{"kind": "slow_gpu", "gpu": 1, "factor": 3.0}])
-    path = critical_path(trace_of(slow), 0)
+    path = Paths(trace_of(slow)).step(0)
     by = path.seconds()
     assert isclose(by["slow_gpu"], 2 * (by["compute"] + by.get("imbalance", 0.0)), rel_tol=1e-9)
     told = [part for part in path.parts if part.cause == "slow_gpu"]
@@ -91,13 +91,13 @@ def test_what_a_slow_gpu_takes_longer_is_waiting_for_a_straggler() -> None:
 
 
 def test_nothing_is_a_straggler_where_all_ranks_are_alike() -> None:
-    by = critical_path(trace_of(tiny(gating={"skew": "even"})), 0).seconds()
+    by = Paths(trace_of(tiny(gating={"skew": "even"}))).step(0).seconds()
     assert not {"imbalance", "slow_gpu", "queue", "bubble"} & set(by)
 
 
 def test_a_hot_expert_makes_others_wait_and_its_tokens_are_named() -> None:
     scenario = tiny(workload={"sequences": 400}, gating={"skew": "hot", "hot_experts": 1, "hot_share": 0.49})
-    path = critical_path(trace_of(scenario), 0)
+    path = Paths(trace_of(scenario)).step(0)
     told = [part for part in path.parts if part.cause == "imbalance" and part.operator == "expert_gemm_1"]
     assert told
     assert all("tokens for its experts" in part.words and "x the mean" in part.words for part in told)
@@ -111,14 +111,14 @@ def test_a_pipeline_is_empty_for_its_known_share_of_a_prefill() -> None:
         model={"vocab": 1},
         workload={"phase": "prefill", "microbatches": 2, "sequences": 2, "prompt_tokens": 256},
     )
-    path = critical_path(trace_of(scenario), 0)
+    path = Paths(trace_of(scenario)).step(0)
     assert abs(path.seconds()["bubble"] / path.latency - 1 / 3) < 0.02
     assert isclose(fsum(path.in_bubbles().values()), path.seconds()["bubble"], rel_tol=1e-9)
 
 
 def test_experts_served_one_by_one_stand_in_a_queue_but_for_the_last() -> None:
     scenario = tiny(deployment=parallel(dp=2, experts={"service": "by_expert"}), gating={"skew": "even"})
-    path = critical_path(trace_of(scenario), 0)
+    path = Paths(trace_of(scenario)).step(0)
     # Two experts on a rank, alike: half of what they compute is queue, half is not.
     for operator in ("expert_gemm_1", "expert_gemm_2"):
         parts = [part for part in path.parts if part.operator == operator]
@@ -139,7 +139,7 @@ def test_behind_which_expert_others_stand_follows_from_the_order_of_service(orde
         gating={"skew": "hot", "hot_experts": 1, "hot_share": 0.4},
     )
     trace = trace_of(scenario)
-    path = critical_path(trace, 0)
+    path = Paths(trace).step(0)
     table = trace.tables["experts"]
     rank = next(part.rank for part in path.parts if part.cause == "queue" and part.layer == 0)
     here = np.flatnonzero((table["layer"] == 0) & (table["rank"] == rank))
@@ -160,7 +160,7 @@ def test_behind_which_expert_others_stand_follows_from_the_order_of_service(orde
 
 
 def test_an_exchange_names_its_link_and_how_much_of_it_is_its_own() -> None:
-    path = critical_path(trace_of(tiny()), 0)
+    path = Paths(trace_of(tiny())).step(0)
     told = [part for part in path.parts if part.cause == "exchange"]
     assert told
     assert all(" on link " in part.words for part in told)
@@ -169,7 +169,7 @@ def test_an_exchange_names_its_link_and_how_much_of_it_is_its_own() -> None:
 def test_launches_are_told_apart_where_the_trace_knows_them() -> None:
     # Without anything measured every kernel launches for 2 us.
     trace = trace_of(tiny(single_server(2, launch=2e-6)))
-    path = critical_path(trace, 0)
+    path = Paths(trace).step(0)
     kernels = [part for part in path.parts if part.cause == "launch"]
     computing = {(part.operator, part.layer) for part in path.parts if part.cause in ("launch", "compute")}
     assert len(kernels) == len(computing)
@@ -181,8 +181,8 @@ def test_a_slow_link_takes_longer_for_bytes_and_nothing_else(factor: float) -> N
     scenario = load("workloads/large_ep.toml", ["workload.decode_steps=1", "model.layers=2"])
     fault = Fault(kind="slow_link", link="server0/nic3", factor=factor)
     slow = run_scenario(scenario.model_copy(update={"faults": (fault,)})).trace.raw
-    nominal = critical_path(run_scenario(scenario).trace.raw, 0).seconds()
-    path = critical_path(slow, 0)
+    nominal = Paths(run_scenario(scenario).trace.raw).step(0).seconds()
+    path = Paths(slow).step(0)
     assert nominal["startup"] > nominal["exchange"] > 0
     # What exchanges take beside the bytes stays what it is, but for what other links had more time for.
     assert isclose(path.seconds()["startup"], nominal["startup"], rel_tol=0.05)
@@ -217,7 +217,7 @@ def test_a_request_begins_with_what_it_waited_before_its_first_step() -> None:
     columns = {name: np.array(column) for name, column in trace.tables["requests"].items()}
     columns["arrival"] = columns["arrival"] - 0.5
     earlier = Trace({**trace.tables, "requests": columns}, trace.facts)
-    path = request_path(earlier, 0)
+    path = Paths(earlier).request(0)
     assert path.parts[0].cause == "admission"
     assert isclose(path.parts[0].seconds, 0.5)
     assert_adds_up(path)
@@ -236,7 +236,7 @@ def test_shares_of_the_mean_step_add_up_to_it() -> None:
 
 
 def test_a_path_in_few_lines_is_as_long_as_in_many() -> None:
-    path = critical_path(trace_of(tiny(deployment=parallel(pp=2), topology=single_server(2))), 0)
+    path = Paths(trace_of(tiny(deployment=parallel(pp=2), topology=single_server(2)))).step(0)
     for lines in (*(group(path) for group in GROUPS.values()), in_order(path, 100), in_order(path, 1)):
         assert abs(fsum(line.seconds for line in lines) - path.latency) < 1e-9
         assert sum(line.parts for line in lines) == len(path.parts)
@@ -269,7 +269,7 @@ def test_what_is_not_there_is_answered_with_what_is(what: str, said: str) -> Non
 
 def test_a_straggler_is_one_line_with_the_range_of_its_loads() -> None:
     scenario = tiny(workload={"sequences": 200, "decode_steps": 6}, gating={"skew": "zipf", "exponent": 1.0})
-    path = request_path(trace_of(scenario), 0)
+    path = Paths(trace_of(scenario)).request(0)
     parts = [p for p in path.parts if p.cause == "imbalance" and "tokens for its experts" in p.words]
     lines = [one for one in by_words(path) if "tokens for its experts" in one.words]
     assert len(lines) == len({part.rank for part in parts}) < len({part.words for part in parts})
@@ -305,7 +305,7 @@ def test_a_step_that_was_recorded_in_part_has_no_path() -> None:
         with pytest.raises(NotRecordedError, match="only a part of its spans"):
             paths.step(step)
     for step in known:
-        assert paths.step(step) == critical_path(whole, step)
+        assert paths.step(step) == Paths(whole).step(step)
     found = paths.shares()
     assert found is not None
     assert found["steps"] == len(known)
@@ -337,7 +337,7 @@ def test_a_span_that_nothing_could_have_released_is_a_damaged_trace(after: str) 
 
 def test_a_result_without_spans_says_how_to_get_some() -> None:
     with pytest.raises(ResultError, match=r"trace\.level"):
-        critical_path(synthetic.tiny(spans=False), 0)
+        Paths(synthetic.tiny(spans=False)).step(0)
 
 
 def test_an_older_trace_is_explained_without_what_it_lacks() -> None:
@@ -347,7 +347,7 @@ def test_an_older_trace_is_explained_without_what_it_lacks() -> None:
         del tables[table][column]
     del tables["span_links"]
     older = Trace(tables, copy.copy(trace.facts))
-    path = critical_path(older, 0)
+    path = Paths(older).step(0)
     assert_adds_up(path)
     assert "launch" not in path.seconds()
 
@@ -355,7 +355,7 @@ def test_an_older_trace_is_explained_without_what_it_lacks() -> None:
 def test_an_older_trace_still_tells_a_slow_gpu_from_an_overloaded_one() -> None:
     trace = trace_of(tiny(gating={"skew": "even"}, faults=[{"kind": "slow_gpu", "gpu": 1, "factor": 3.0}]))
     spans = {name: column for name, column in trace.tables["spans"].items() if name != "priced"}
-    older = critical_path(Trace({**trace.tables, "spans": spans}, trace.facts), 0).seconds()
-    newer = critical_path(trace, 0).seconds()
+    older = Paths(Trace({**trace.tables, "spans": spans}, trace.facts)).step(0).seconds()
+    newer = Paths(trace).step(0).seconds()
     assert isclose(older["slow_gpu"], newer["slow_gpu"], rel_tol=1e-6)
     assert "imbalance" not in older

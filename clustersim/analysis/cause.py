@@ -10,7 +10,7 @@ import numpy as np
 
 from clustersim.analysis.hot_experts import AFTER_SERVICE, HOT, HotExperts, hot_experts
 from clustersim.analysis.latency import numbers, words
-from clustersim.analysis.lateness import SERVICE, busy, late, loads, slowness
+from clustersim.analysis.lateness import SERVICE, RankLoads, busy, late, slowness
 from clustersim.trace.record import Columns, Trace
 from clustersim.units import show
 
@@ -187,7 +187,7 @@ def next_rank(
         return None
     # Where it is waited for it is told by its load there, else by that of the run.
     there = _rank_load(trace, worst, _layer(trace, worst)) if waited else 0.0
-    load = there or loads(trace).get(worst, 0.0)
+    load = there or RankLoads(trace).of(worst) or 0.0
     equal = seconds if waited else held
     others = _mates(trace, worst) * steps
     # Mending one cause makes nobody wait longer.

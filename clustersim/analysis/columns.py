@@ -23,7 +23,8 @@ def is_word(columns: Columns, name: str, word: str) -> np.ndarray:
     return same
 
 
-def ratio(amount: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(amount: np.ndarray, whole: np.ndarray | float) -> np.ndarray:
     """amount ÷ whole, 0 where there is no whole."""
+    whole = np.broadcast_to(np.asarray(whole, dtype="float64"), amount.shape)
     shares: np.ndarray = np.divide(amount, whole, out=np.zeros(amount.shape), where=whole > 0)
     return shares

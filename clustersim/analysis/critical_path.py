@@ -445,16 +445,6 @@ def _occupied(spans: Spans, stage: int) -> _Occupied:
     return _Occupied(starts, ends)
 
 
-def critical_path(trace: Trace, step: int) -> Path:
-    """The critical path of a step, see `Paths.step`."""
-    return Paths(trace).step(step)
-
-
-def request_path(trace: Trace, request: int) -> Path:
-    """The critical path of a request, see `Paths.request`."""
-    return Paths(trace).request(request)
-
-
 def shares(trace: Trace, phase: str | None = None) -> dict[str, Any] | None:
     """Seconds of the mean and of the p99 step by cause, see `Paths.shares`."""
     return Paths(trace).shares(phase)

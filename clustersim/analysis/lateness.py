@@ -34,20 +34,30 @@ def busy(trace: Trace, kind: str, operators: tuple[str, ...], these: bool) -> np
     return np.bincount(numbers(sums, "rank")[chosen], weights=numbers(sums, "busy")[chosen], minlength=size)
 
 
-def loads(trace: Trace) -> dict[int, float]:
-    """Rank → tokens that came to its experts over the run / the mean of the ranks with experts."""
-    table = trace.tables["experts"]
-    rank, tokens = numbers(table, "rank"), numbers(table, "tokens")
-    if not tokens.sum():
-        return {}
-    # Ranks of different stages hold different layers: each is held against the means of its own.
-    layers = int(numbers(table, "layer").max()) + 1
-    pairs, member = np.unique(rank.astype(np.int64) * layers + numbers(table, "layer"), return_inverse=True)
-    holder, layer = pairs // layers, pairs % layers
-    got = np.bincount(member, weights=tokens)
-    mean = ratio(np.bincount(layer, weights=got), np.bincount(layer))
-    found = ratio(np.bincount(holder, weights=got), np.bincount(holder, weights=mean[layer]))
-    return {int(one): float(found[one]) for one in np.unique(holder)}
+class RankLoads:
+    """Tokens that came to a rank's experts ÷ the mean of the ranks with experts of the same layers."""
+
+    def __init__(self, trace: Trace) -> None:
+        table = trace.tables["experts"]
+        rank, number = numbers(table, "rank"), numbers(table, "layer")
+        layers = int(number.max(initial=0)) + 1
+        pairs, member = np.unique(rank.astype(np.int64) * layers + number, return_inverse=True)
+        self._rank, self._layer = pairs // layers, pairs % layers
+        self._got = np.bincount(member, weights=numbers(table, "tokens"), minlength=len(pairs))
+        # Ranks of different stages hold different layers: each is held against the means of its own.
+        mean = ratio(np.bincount(self._layer, weights=self._got), np.bincount(self._layer))
+        self._mean = mean[self._layer]
+
+    def of(self, rank: int, layer: int = -1) -> float | None:
+        """Of a rank in a layer, as loads differ by layer; over its layers for -1, or where it has no experts
+        there. None without experts."""
+        mine = self._rank == rank
+        if not mine.any() or not self._got.sum():
+            return None
+        there = mine & (self._layer == layer)
+        mine = there if there.any() else mine
+        mean = float(self._mean[mine].sum())
+        return float(self._got[mine].sum()) / mean if mean else 0.0
 
 
 def late(trace: Trace, steps: int, gone: Iterable[int] = (), served: bool = True) -> np.ndarray:

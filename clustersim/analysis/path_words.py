@@ -78,11 +78,6 @@ class Facts:
         )
         return found
 
-    @property
-    def knows_launches(self) -> bool:
-        """Whether the trace says what launches cost."""
-        return bool(self._launches.any())
-
     @cached_property
     def _phase_code(self) -> np.ndarray:
         """int[T] 1 where a token batch is of decode."""

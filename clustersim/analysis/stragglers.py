@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from clustersim.analysis.cause import next_rank
-from clustersim.analysis.columns import is_word, ratio, text
+from clustersim.analysis.columns import is_word, text
 from clustersim.analysis.latency import numbers, words
-from clustersim.analysis.lateness import slowness
+from clustersim.analysis.lateness import RankLoads, slowness
 from clustersim.analysis.over_time import spans_of
 from clustersim.trace.record import Columns, Trace
 
@@ -39,14 +39,14 @@ def stragglers(trace: Trace, operator: str | None = None) -> list[dict[str, Any]
     total = float(blamed.sum())
     names, layer = words(waits, "operator")[chosen], numbers(waits, "layer")[chosen]
     row_of = {int(rank): row for row, rank in enumerate(numbers(ranks, "rank"))}
-    stage, slow, loads = numbers(ranks, "stage"), slowness(trace), _Loads(trace)
+    stage, slow, loads = numbers(ranks, "stage"), slowness(trace), RankLoads(trace)
     steps = max(len(numbers(trace.tables["steps"], "step")), 1)
     found = []
     for rank in np.argsort(-blamed, kind="stable").tolist():
         if blamed[rank] <= 0:
             break
         row, mine = row_of[rank], culprit == rank
-        load = loads.of(rank, layer[mine], seconds[mine])
+        load = loads.of(rank, _longest(layer[mine], seconds[mine]))
         others = max(int((stage == stage[row]).sum()) - 1, 1)
         found.append(
             {
@@ -163,31 +163,10 @@ def _places(names: np.ndarray, layer: np.ndarray, seconds: np.ndarray) -> list[d
     return [{"operator": name, "layer": number, "seconds": sums[name, number]} for name, number in order]
 
 
-class _Loads:
-    """Tokens that came to a rank's experts ÷ the mean of the ranks with experts of the same layers."""
-
-    def __init__(self, trace: Trace) -> None:
-        table = trace.tables["experts"]
-        rank, number = numbers(table, "rank"), numbers(table, "layer")
-        layers = int(number.max(initial=0)) + 1
-        pairs, member = np.unique(rank.astype(np.int64) * layers + number, return_inverse=True)
-        self._rank, self._layer = pairs // layers, pairs % layers
-        self._got = np.bincount(member, weights=numbers(table, "tokens"), minlength=len(pairs))
-        # Ranks of different stages hold different layers: each is held against the means of its own.
-        mean = ratio(np.bincount(self._layer, weights=self._got), np.bincount(self._layer))
-        self._mean = mean[self._layer]
-
-    def of(self, rank: int, layer: np.ndarray, seconds: np.ndarray) -> float | None:
-        """In the layer in which it was waited for most: loads differ by layer, and over all may look even."""
-        mine = self._rank == rank
-        if not mine.any() or not self._got.sum():
-            return None
-        known = layer >= 0
-        if known.any():
-            there = self._layer == np.bincount(layer[known], weights=seconds[known]).argmax()
-            mine = mine & there if (mine & there).any() else mine
-        mean = float(self._mean[mine].sum())
-        return float(self._got[mine].sum()) / mean if mean else 0.0
+def _longest(layer: np.ndarray, seconds: np.ndarray) -> int:
+    """The layer in which it was waited for most; -1 if in none."""
+    known = layer >= 0
+    return int(np.bincount(layer[known], weights=seconds[known]).argmax()) if known.any() else -1
 
 
 def _reasons(slow: float, load: float | None) -> list[str]:

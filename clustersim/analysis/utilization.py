@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from clustersim.analysis.columns import ratio
 from clustersim.analysis.latency import numbers, words
 from clustersim.trace.record import Trace
 
@@ -24,7 +25,7 @@ def gpus(trace: Trace) -> list[dict[str, Any]]:
     """
     ranks, window = trace.tables["ranks"], float(trace.facts["simulated_seconds"])
     shares = _shares(trace, window)
-    mfu = _ratio(numbers(ranks, "flop"), numbers(ranks, "flop_rate") * window)
+    mfu = ratio(numbers(ranks, "flop"), numbers(ranks, "flop_rate") * window)
     waits = _most_waited(trace)
     return [
         {
@@ -54,7 +55,7 @@ def _shares(trace: Trace, window: float) -> dict[str, np.ndarray]:
         "wait": np.where(on_compute, numbers(sums, "wait"), 0.0),
     }
     shares = {
-        state: _ratio(np.bincount(rank, weights=time, minlength=size), window)
+        state: ratio(np.bincount(rank, weights=time, minlength=size), window)
         for state, time in seconds.items()
     }
     # A stream that is never idle may add up to a hair more than the window.
@@ -98,7 +99,7 @@ def spread(found: Sequence[dict[str, Any]], key: str) -> dict[str, float] | None
 def links(trace: Trace) -> list[dict[str, Any]]:
     """Every link: bytes carried, and bytes ÷ what its capacity allowed over the run, faults counted."""
     table = trace.tables["links"]
-    used = _ratio(numbers(table, "bytes"), numbers(table, "offered"))
+    used = ratio(numbers(table, "bytes"), numbers(table, "offered"))
     columns = [words(table, "source"), words(table, "target"), words(table, "tier")]
     amounts = [numbers(table, "bandwidth"), numbers(table, "bytes"), used]
     return [
@@ -149,15 +150,8 @@ def queues(trace: Trace) -> dict[str, dict[str, float]] | None:
     window = float(trace.facts["simulated_seconds"])
     return {
         name: {
-            "mean": float(_ratio(area[tier[link] == name].sum(), window * (tier == name).sum())),
+            "mean": float(ratio(area[tier[link] == name].sum(), window * (tier == name).sum())),
             "max": float(most[tier[link] == name].max(initial=0.0)),
         }
         for name in dict.fromkeys(tier)
     }
-
-
-def _ratio(amount: np.ndarray, whole: np.ndarray | float) -> np.ndarray:
-    """amount ÷ whole, 0 where there is no whole."""
-    whole = np.broadcast_to(np.asarray(whole, dtype="float64"), amount.shape)
-    shares: np.ndarray = np.divide(amount, whole, out=np.zeros(amount.shape), where=whole > 0)
-    return shares

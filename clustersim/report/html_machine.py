@@ -34,7 +34,7 @@ from clustersim.report.html_plots import (
     unit_of,
 )
 from clustersim.report.html_theme import LINES, around, ramp
-from clustersim.report.page import said_or_dash, said_share, said_size
+from clustersim.report.page import said_or_dash, said_share, said_size, tier_rows
 from clustersim.units import show as quantity
 
 #: State of a GPU → what it is called.
@@ -171,16 +171,7 @@ def links(content: Content) -> Section:
     summary = content.summary
     if not summary["links"]:
         return Section("links", "Links", [Missing("This machine has no links.")])
-    rows = [
-        [
-            tier,
-            f"{found['links']:,}",
-            said_size(found["bytes"]),
-            said_share(found["mean"]),
-            said_share(found["max"]),
-        ]
-        for tier, found in summary["tiers"].items()
-    ]
+    rows = tier_rows(summary["tiers"])
     head = ["tier", "links", "bytes carried", "mean utilization", "busiest link"]
     tiers = Table(head, rows)
     most = Table(

@@ -5,7 +5,7 @@ Words that come from files are printed as they are: never read as markup, contro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any
 
@@ -96,3 +96,11 @@ def said_ratio(ratio: float) -> str:
 def said_or_dash(said: Any, value: float | None) -> str:
     """What `said` makes of a value, or a dash where there is none."""
     return "-" if value is None else str(said(value))
+
+
+def tier_rows(tiers: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A summary's links by tier as rows: tier, links, bytes, mean and largest utilization."""
+    return [
+        [tier, f"{one['links']:,}", said_size(one["bytes"]), said_share(one["mean"]), said_share(one["max"])]
+        for tier, one in tiers.items()
+    ]

@@ -28,6 +28,7 @@ from clustersim.report.page import (
     said_share,
     said_size,
     said_time,
+    tier_rows,
 )
 
 Summary = Mapping[str, Any]
@@ -220,16 +221,7 @@ def _cause(gpu: Summary) -> Cell:
 
 
 def _links(summary: Summary, console: Console) -> None:
-    rows = [
-        [
-            tier,
-            f"{found['links']:,}",
-            said_size(found["bytes"]),
-            said_share(found["mean"]),
-            said_share(found["max"]),
-        ]
-        for tier, found in summary["tiers"].items()
-    ]
+    rows = tier_rows(summary["tiers"])
     put_section(console, "Links by tier", ["links", "bytes", "mean", "max"], rows)
     most = [
         [link["link"], said_size(link["bytes"]), said_share(link["utilization"])]
